@@ -1,0 +1,264 @@
+//! The node database: string keys to JSON documents in named tables, one writer thread with group commit.
+//!
+//! ```text
+//! D/node.redb
+//!   meta/schema             -> u32            version of this layout; a newer one is refused
+//!   containers/<id>         -> engine::container::Record
+//!   networks/<id>           -> network::Record           (network crate)
+//!   leases/<network>/<ip>   -> network::Lease
+//!   volumes/<name>          -> engine::volumes::Record
+//!   images/<digest>         -> image::Record             (image crate)
+//!   tags/<reference>        -> digest
+//!   layers/<chain id>       -> image::Layer
+//! ```
+//! A table here is a prefix of the key in one redb table, so that one transaction can span tables of several crates.
+//!
+//! Invariants
+//! * [`Db::commit`] answers after the batch is on disk (`fdatasync`); batches that wait together share one sync.
+//! * Batches take effect in the order of their `commit` calls; a batch is whole or absent.
+
+use crate::{Error, Result, ResultExt};
+use redb::{ReadableDatabase, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use tokio::sync::oneshot;
+
+const TABLE: TableDefinition<&str, &[u8]> = TableDefinition::new("node");
+const SCHEMA: u32 = 1;
+/// Batches that one sync may carry at most.
+const GROUP_LIMIT: usize = 256;
+
+/// One write of a batch.
+#[derive(Debug)]
+enum Write {
+    Put(String, Vec<u8>),
+    Delete(String),
+}
+
+/// Writes that take effect together or not at all.
+#[derive(Debug, Default)]
+pub struct Batch(Vec<Write>);
+
+impl Batch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+    /// Stores `value` under `table/key`.
+    #[must_use]
+    pub fn put<T: Serialize>(mut self, table: &str, key: &str, value: &T) -> Self {
+        let bytes = serde_json::to_vec(value).expect("our own records serialise");
+        self.0.push(Write::Put(format!("{table}/{key}"), bytes));
+        self
+    }
+    /// Removes `table/key`; absent is fine.
+    #[must_use]
+    pub fn delete(mut self, table: &str, key: &str) -> Self {
+        self.0.push(Write::Delete(format!("{table}/{key}")));
+        self
+    }
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+type Job = (Batch, oneshot::Sender<Result<()>>);
+
+/// A handle on the node database. Cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    database: Arc<redb::Database>,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Db {
+    /// Opens or creates the database. `Conflict` when another process has it open, `Internal` when it was written by a newer version.
+    pub fn open(path: &Path) -> Result<Self> {
+        let database = redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => Error::conflict(format!(
+                "{} is in use by another gantry; stop it with `gantry down` or choose another --data-dir",
+                path.display()
+            )),
+            e => Error::internal(format!("opening the node database {}", path.display())).with_source(e),
+        })?;
+        let database = Arc::new(database);
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let db = Self {
+            database: database.clone(),
+            jobs,
+        };
+        // The first transaction makes the table, so that reads never meet a missing one.
+        let write = database
+            .begin_write()
+            .context(|| "starting the first transaction".into())?;
+        write
+            .open_table(TABLE)
+            .context(|| "creating the node table".into())?;
+        write
+            .commit()
+            .context(|| "committing the node table".into())?;
+        match db.get::<u32>("meta", "schema")? {
+            Some(version) if version > SCHEMA => {
+                return Err(Error::internal(format!(
+                    "{} has schema {version}, this gantry knows {SCHEMA}; run the newer gantry",
+                    path.display()
+                )));
+            }
+            Some(_) => {}
+            None => {
+                let batch = Batch::new().put("meta", "schema", &SCHEMA);
+                apply(&database, &[&batch])?;
+            }
+        }
+        std::thread::Builder::new()
+            .name("db".into())
+            .spawn(move || writer(&database, &queue))
+            .context(|| "starting the database thread".into())?;
+        Ok(db)
+    }
+
+    /// Makes the batch durable. Dropping the future does not cancel the write.
+    pub async fn commit(&self, batch: Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (done, answer) = oneshot::channel();
+        self.jobs
+            .send((batch, done))
+            .map_err(|_| Error::internal("the database thread has ended"))?;
+        answer
+            .await
+            .map_err(|_| Error::internal("the database thread has ended"))?
+    }
+
+    /// The same for callers outside of the async runtime.
+    pub fn commit_blocking(&self, batch: Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (done, answer) = oneshot::channel();
+        self.jobs
+            .send((batch, done))
+            .map_err(|_| Error::internal("the database thread has ended"))?;
+        answer
+            .blocking_recv()
+            .map_err(|_| Error::internal("the database thread has ended"))?
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Option<T>> {
+        let read = self
+            .database
+            .begin_read()
+            .context(|| "reading the node database".into())?;
+        let node = read
+            .open_table(TABLE)
+            .context(|| "reading the node database".into())?;
+        let key = format!("{table}/{key}");
+        let Some(value) = node
+            .get(key.as_str())
+            .context(|| format!("reading {key}"))?
+        else {
+            return Ok(None);
+        };
+        serde_json::from_slice(value.value())
+            .context(|| format!("decoding {key}"))
+            .map(Some)
+    }
+
+    /// Every entry of a table in key order, keys without the table's name. Each crate bounds what it puts in.
+    pub fn scan<T: DeserializeOwned>(&self, table: &str) -> Result<Vec<(String, T)>> {
+        let read = self
+            .database
+            .begin_read()
+            .context(|| "reading the node database".into())?;
+        let node = read
+            .open_table(TABLE)
+            .context(|| "reading the node database".into())?;
+        let (from, to) = (format!("{table}/"), format!("{table}0")); // '0' follows '/'
+        let mut entries = Vec::new();
+        for entry in node
+            .range(from.as_str()..to.as_str())
+            .context(|| format!("scanning {table}"))?
+        {
+            let (key, value) = entry.context(|| format!("scanning {table}"))?;
+            let key = key.value()[from.len()..].to_owned();
+            let value = serde_json::from_slice(value.value())
+                .context(|| format!("decoding {table}/{key}"))?;
+            entries.push((key, value));
+        }
+        Ok(entries)
+    }
+}
+
+fn writer(database: &redb::Database, queue: &mpsc::Receiver<Job>) {
+    while let Ok(first) = queue.recv() {
+        let mut group = vec![first];
+        while group.len() < GROUP_LIMIT {
+            match queue.try_recv() {
+                Ok(job) => group.push(job),
+                Err(_) => break,
+            }
+        }
+        let result = apply(
+            database,
+            &group.iter().map(|(batch, _)| batch).collect::<Vec<_>>(),
+        );
+        for (_, done) in group {
+            let answer = match &result {
+                Ok(()) => Ok(()),
+                Err(e) => Err(Error::internal(e.chain())),
+            };
+            let _ = done.send(answer);
+        }
+    }
+}
+
+fn apply(database: &redb::Database, batches: &[&Batch]) -> Result<()> {
+    let write = database
+        .begin_write()
+        .context(|| "starting a transaction".into())?;
+    {
+        let mut node = write
+            .open_table(TABLE)
+            .context(|| "opening the node table".into())?;
+        for change in batches.iter().flat_map(|b| &b.0) {
+            match change {
+                Write::Put(key, value) => {
+                    node.insert(key.as_str(), value.as_slice())
+                        .context(|| format!("writing {key}"))?;
+                }
+                Write::Delete(key) => {
+                    node.remove(key.as_str())
+                        .context(|| format!("removing {key}"))?;
+                }
+            }
+        }
+    }
+    write
+        .commit()
+        .context(|| "committing to the node database".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_do_not_see_each_other() {
+        let dir = std::env::temp_dir().join(format!("gantry-db-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let db = Db::open(&dir.join("node.redb")).unwrap();
+        db.commit_blocking(
+            Batch::new()
+                .put("a", "1", &"x")
+                .put("ab", "1", &"y")
+                .put("a", "2", &"z"),
+        )
+        .unwrap();
+        let a: Vec<(String, String)> = db.scan("a").unwrap();
+        assert_eq!(a, [("1".into(), "x".into()), ("2".into(), "z".into())]);
+        db.commit_blocking(Batch::new().delete("a", "1")).unwrap();
+        assert_eq!(db.get::<String>("a", "1").unwrap(), None);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

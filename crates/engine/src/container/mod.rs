@@ -1,0 +1,143 @@
+//! A container: its record, its state machine, and the operations on it, one file each.
+
+use gantry_docker_api::create::{ContainerConfig, HostConfig};
+use gantry_network::{Endpoint, PortBinding};
+use gantry_oci::Digest;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A container as stored in the node database (`containers/<id>`). `schema` = 1; a newer one is refused.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    pub schema: u32,
+    /// 64 hex digits.
+    pub id: String,
+    /// Without the leading slash.
+    pub name: String,
+    pub created_at_ns: i64,
+    pub image: Digest,
+    /// What the user typed (`Config.Image`).
+    pub image_name: String,
+    /// Effective configuration: the request merged with the image's.
+    pub config: ContainerConfig,
+    pub host_config: HostConfig,
+    /// Effective command: `Path` and `Args` of inspect.
+    pub argv: Vec<String>,
+    pub mounts: Vec<MountPoint>,
+    /// By network name; only while running, but a static address stays wished for.
+    pub endpoints: BTreeMap<String, Endpoint>,
+    pub ports: Vec<PortBinding>,
+    pub state: State,
+    pub restart_count: u32,
+    /// The user stopped it: `unless-stopped` does not start it at boot, and no policy restarts it now.
+    pub stopped_by_user: bool,
+    pub health: Option<Health>,
+}
+
+/// Data lives in the state it is true in. Docker's status strings are derived ([`State::status`]).
+///
+/// ```text
+/// (intent) Creating → Created → Running ⇄ Paused
+///                        ↑         ↓
+///                     (start)   Exited → Restarting → Running
+///                                 ↓
+///                              Removing → (gone)
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum State {
+    /// Intent written, folders being made; after a crash it is undone.
+    Creating,
+    Created,
+    Running(Process),
+    Paused(Process),
+    /// The restart policy waits before the next start.
+    Restarting {
+        exit: Exit,
+        next_at_ns: i64,
+    },
+    Exited(Exit),
+    /// Intent to remove; after a crash it is finished.
+    Removing,
+    /// Removal failed half-way; `remove` again finishes.
+    Dead,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    pub start_ticks: u64,
+    pub supervisor: i32,
+    pub started_at_ns: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    pub code: i32,
+    pub oom_killed: bool,
+    pub error: String,
+    pub started_at_ns: i64,
+    pub finished_at_ns: i64,
+}
+
+impl State {
+    /// Docker's `State.Status`.
+    pub fn status(&self) -> &'static str {
+        match self {
+            State::Creating | State::Created => "created",
+            State::Running(_) => "running",
+            State::Paused(_) => "paused",
+            State::Restarting { .. } => "restarting",
+            State::Exited(_) => "exited",
+            State::Removing => "removing",
+            State::Dead => "dead",
+        }
+    }
+    /// The process, when one is alive.
+    pub fn process(&self) -> Option<&Process> {
+        match self {
+            State::Running(process) | State::Paused(process) => Some(process),
+            State::Creating
+            | State::Created
+            | State::Restarting { .. }
+            | State::Exited(_)
+            | State::Removing
+            | State::Dead => None,
+        }
+    }
+}
+
+/// A mount as `docker inspect` shows it (`Mounts`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MountPoint {
+    /// `bind`, `volume`, `tmpfs`.
+    pub kind: String,
+    pub name: Option<String>,
+    /// Path on the host.
+    pub source: String,
+    pub destination: String,
+    pub driver: Option<String>,
+    pub mode: String,
+    pub rw: bool,
+    pub propagation: String,
+    /// tmpfs options, `nocopy`, and the like.
+    pub options: BTreeMap<String, String>,
+    /// The volume was made for this container alone and goes with `rm -v`.
+    pub anonymous: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// `starting`, `healthy`, `unhealthy`.
+    pub status: String,
+    pub failing_streak: u32,
+    /// The last five.
+    pub log: Vec<HealthProbe>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HealthProbe {
+    pub start_ns: i64,
+    pub end_ns: i64,
+    pub exit_code: i32,
+    pub output: String,
+}

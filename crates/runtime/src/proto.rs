@@ -1,0 +1,194 @@
+//! What the daemon and a supervisor say to each other. Versioned: a newer daemon drives an older supervisor.
+//!
+//! ```text
+//! daemon --Spawn (one SEQPACKET message + fds)--> spawner --fork--> supervisor
+//! daemon <====== control connection (passed fd; later R/c/<id>/sock) ======> supervisor
+//! daemon <====== stream connections, one per attach or exec =============> supervisor
+//! ```
+//! Frame: `u32` little-endian length of what follows, `u8` kind, payload. JSON payloads ([`Request`], [`Event`]) or raw bytes.
+//! A frame is at most [`FRAME_LIMIT`] bytes; a peer that sends more is cut off.
+//!
+//! Unknown JSON fields are ignored on both sides, unknown request kinds are answered with [`Event::Refused`].
+
+use gantry_oci::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+pub const VERSION: u32 = 1;
+pub const FRAME_LIMIT: usize = 1 << 20;
+
+/// First byte of a frame's body.
+pub mod kind {
+    /// JSON [`super::Request`], daemon to supervisor.
+    pub const REQUEST: u8 = b'R';
+    /// JSON [`super::Event`], supervisor to daemon.
+    pub const EVENT: u8 = b'E';
+    /// Raw bytes for the process's stdin; an empty payload closes it.
+    pub const STDIN: u8 = 0;
+    /// Raw bytes of stdout, or of the terminal.
+    pub const STDOUT: u8 = 1;
+    /// Raw bytes of stderr.
+    pub const STDERR: u8 = 2;
+}
+
+/// Asks the spawner for a supervisor. The message carries, in this order: the supervisor's end of the control
+/// connection, one bound and listening (TCP) or bound (UDP) socket per entry of `ports`, one connected stream socket per entry of `attach`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spawn {
+    pub version: u32,
+    /// Container id, 64 hex digits. Also the supervisor's visible name: `gantry-runtime supervisor <id>`.
+    pub id: String,
+    pub spec: Spec,
+    pub rootfs: Rootfs,
+    /// `spec.linux.seccomp` compiled beforehand (base64 of `struct sock_filter[]`), so that no start compiles it again.
+    pub filter: Option<String>,
+    /// `R/c/<id>`: made by the daemon, 0700. The supervisor puts here `sock`, `state.json`, `exit.json` ([`Exit`]).
+    pub run_dir: PathBuf,
+    pub log: Option<Log>,
+    pub stdin: Stdin,
+    /// Interfaces to make in a new network namespace; empty for none, host and container:X.
+    pub links: Vec<Link>,
+    pub ports: Vec<Forward>,
+    pub attach: Vec<Streams>,
+    /// Terminal size at birth, columns and rows.
+    pub console_size: Option<(u16, u16)>,
+}
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Rootfs {
+    /// A folder that is there already (an OCI bundle's `root.path`).
+    Path(PathBuf),
+    /// An overlay that the container's init mounts in its own mount namespace; no mount exists on the host.
+    /// `lowers` topmost first, at least one.
+    Overlay {
+        lowers: Vec<PathBuf>,
+        upper: PathBuf,
+        work: PathBuf,
+    },
+}
+
+/// json-file log with rotation: `path`, `path.1` … `path.(max_files-1)`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Log {
+    pub path: PathBuf,
+    /// Bytes; `None` never rotates.
+    pub max_size: Option<u64>,
+    pub max_files: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdin {
+    /// `/dev/null`.
+    Closed,
+    /// A pipe that stays open over attaches (`OpenStdin`).
+    Open,
+    /// A pipe that closes when the first attached client is gone (`StdinOnce`).
+    Once,
+}
+
+/// A veth pair born with its peer inside the container's network namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Link {
+    /// Name outside, at most 15 bytes.
+    pub host_name: String,
+    /// Name inside, e.g. `eth0`.
+    pub name: String,
+    pub bridge: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    pub addresses: Vec<(IpAddr, u8)>,
+    pub gateways: Vec<IpAddr>,
+}
+
+/// A published port that the supervisor guards (so that conflicts show) and forwards in user space for
+/// traffic that the kernel's NAT does not take, `[::1]` above all.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Forward {
+    pub udp: bool,
+    pub target: SocketAddr,
+}
+
+/// Which streams an attached connection takes.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Streams {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// Daemon to supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Request {
+    /// First frame on a new connection to `R/c/<id>/sock`; makes it a control connection, answered with [`Event::State`].
+    Hello { version: u32 },
+    /// Turns this connection into a stream of the container's output, optionally input.
+    Attach(Streams),
+    /// Runs a process in the container; this connection becomes its stream. Answered with [`Event::Started`] or
+    /// [`Event::Failed`], ended with [`Event::Exited`]. If the connection closes, the process runs on (Docker's behaviour).
+    Exec {
+        process: Process,
+        filter: Option<String>,
+        streams: Streams,
+        console_size: Option<(u16, u16)>,
+    },
+    /// Sends a signal to the container's first process.
+    Signal { number: i32 },
+    /// New terminal size; on a stream connection of an exec it is that exec's terminal.
+    Resize { columns: u16, rows: u16 },
+    /// New log limits after `update`; takes effect with the next line.
+    SetLog {
+        max_size: Option<u64>,
+        max_files: u32,
+    },
+}
+
+/// Supervisor to daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Event {
+    /// Answer to [`Request::Hello`].
+    State {
+        version: u32,
+        supervisor: i32,
+        pid: Option<i32>,
+        exit: Option<Exit>,
+    },
+    /// The user's program was exec'd. `pid` as the host sees it; `start_ticks` is field 22 of `/proc/<pid>/stat`, against reuse of pids.
+    Started {
+        pid: i32,
+        start_ticks: u64,
+    },
+    /// Nothing runs and nothing is left. `code`: 127 no such file, 126 not executable, 128 anything else.
+    Failed {
+        code: i32,
+        message: String,
+    },
+    Exited(Exit),
+    Refused {
+        message: String,
+    },
+}
+
+/// How a process ended; also the content of `exit.json`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Exit {
+    /// 0–255; 128 + n after signal n.
+    pub code: i32,
+    /// The kernel's OOM killer ended something in the container.
+    pub oom_killed: bool,
+    /// Nanoseconds since the Unix epoch.
+    pub finished_at_ns: i64,
+}
+
+/// Content of `state.json`, for adoption after the daemon was gone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StateFile {
+    pub version: u32,
+    pub id: String,
+    pub supervisor: i32,
+    pub supervisor_start_ticks: u64,
+    pub pid: i32,
+    pub start_ticks: u64,
+    pub started_at_ns: i64,
+}
