@@ -119,16 +119,23 @@ impl Db {
 
     /// Makes the batch durable. Dropping the future does not cancel the write.
     pub async fn commit(&self, batch: Batch) -> Result<()> {
-        if batch.is_empty() {
-            return Ok(());
-        }
+        self.submit(batch).await
+    }
+
+    /// Puts the batch in line at once; the future, which may be dropped, tells when it is durable. For writes that are to
+    /// overlap with other work.
+    pub fn submit(&self, batch: Batch) -> impl Future<Output = Result<()>> + Send + use<> {
+        let ended = || Error::internal("the database thread has ended");
         let (done, answer) = oneshot::channel();
-        self.jobs
-            .send((batch, done))
-            .map_err(|_| Error::internal("the database thread has ended"))?;
-        answer
-            .await
-            .map_err(|_| Error::internal("the database thread has ended"))?
+        let sent = if batch.is_empty() {
+            done.send(Ok(())).map_err(|_| ended())
+        } else {
+            self.jobs.send((batch, done)).map_err(|_| ended())
+        };
+        async move {
+            sent?;
+            answer.await.map_err(|_| ended())?
+        }
     }
 
     /// The same for callers outside of the async runtime.

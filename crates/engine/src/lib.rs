@@ -15,8 +15,17 @@
 //!   [`container::adopt`] is the ordinary recovery, from what kernel and disk show.
 //! * Messages are Docker's, because scripts match them.
 
+#![forbid(unsafe_code)]
+
 pub mod container;
 pub mod events;
+
+pub use container::attach::{Attach, Attached, Input, Stream};
+pub use container::create::Created;
+pub use container::exec::{Exec, ExecStart};
+pub use container::remove::Remove;
+pub use container::wait::{WaitCondition, Waited};
+pub use container::{Exit, Failure, Health, HealthProbe, MountPoint, Process, Record, State};
 
 use gantry_base::{Result, db::Db};
 use std::path::PathBuf;
@@ -47,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) images: gantry_image::Store,
     pub(crate) networks: gantry_network::Networks,
     pub(crate) events: events::Bus,
+    pub(crate) containers: container::table::Table,
 }
 
 impl Engine {

@@ -1,4 +1,23 @@
 //! A container: its record, its state machine, and the operations on it, one file each.
+//!
+//! ```text
+//! create ─ start ─ (supervisor) ─ exit ─ remove        the life of one container
+//! stop, restart, pause, kill · exec · attach · health   while it runs
+//! adopt                                                 after the daemon was gone
+//! ```
+//! [`table`] finds a container by what was typed and holds its lock; [`spec`] decides how it runs (pure).
+
+pub mod attach;
+pub mod create;
+pub mod exec;
+pub mod remove;
+pub mod rename;
+pub mod restart;
+pub mod start;
+pub mod stop;
+pub(crate) mod table;
+pub mod update;
+pub mod wait;
 
 use gantry_docker_api::create::{ContainerConfig, HostConfig};
 use gantry_network::{Endpoint, PortBinding};
@@ -38,19 +57,22 @@ pub struct Record {
 ///
 /// ```text
 /// (intent) Creating → Created → Running ⇄ Paused
-///                        ↑         ↓
-///                     (start)   Exited → Restarting → Running
-///                                 ↓
+///                                  ↓
+///                               Exited → Restarting → Running
+///                                  ↓
 ///                              Removing → (gone)
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// Intent written, folders being made; after a crash it is undone.
     Creating,
-    Created,
+    /// Never ran. `failure`: why its last start did not come about; Docker shows its code and text.
+    Created {
+        failure: Option<Failure>,
+    },
     Running(Process),
     Paused(Process),
-    /// The restart policy waits before the next start.
+    /// The restart policy waits before the next start. Docker counts this as running.
     Restarting {
         exit: Exit,
         next_at_ns: i64,
@@ -70,6 +92,14 @@ pub struct Process {
     pub started_at_ns: i64,
 }
 
+/// A start that did not come about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// 127 no such program, 126 not executable, 128 anything else.
+    pub code: i32,
+    pub message: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
     pub code: i32,
@@ -83,7 +113,7 @@ impl State {
     /// Docker's `State.Status`.
     pub fn status(&self) -> &'static str {
         match self {
-            State::Creating | State::Created => "created",
+            State::Creating | State::Created { .. } => "created",
             State::Running(_) => "running",
             State::Paused(_) => "paused",
             State::Restarting { .. } => "restarting",
@@ -97,11 +127,26 @@ impl State {
         match self {
             State::Running(process) | State::Paused(process) => Some(process),
             State::Creating
-            | State::Created
+            | State::Created { .. }
             | State::Restarting { .. }
             | State::Exited(_)
             | State::Removing
             | State::Dead => None,
+        }
+    }
+    /// Docker's `State.ExitCode`.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            State::Exited(exit) | State::Restarting { exit, .. } => exit.code,
+            State::Created {
+                failure: Some(failure),
+            } => failure.code,
+            State::Creating
+            | State::Created { failure: None }
+            | State::Running(_)
+            | State::Paused(_)
+            | State::Removing
+            | State::Dead => 0,
         }
     }
 }
@@ -140,4 +185,19 @@ pub struct HealthProbe {
     pub end_ns: i64,
     pub exit_code: i32,
     pub output: String,
+}
+
+/// What the daemon holds of a container in memory; gone and made anew with the daemon.
+#[derive(Default)]
+pub(crate) struct Live {}
+
+impl crate::Engine {
+    /// By ID, name, or unambiguous ID prefix. `NotFound`: `No such container: …`.
+    pub fn get(&self, r: &str) -> gantry_base::Result<std::sync::Arc<Record>> {
+        Ok(self.0.containers.find(r)?.record())
+    }
+    /// Snapshots of all containers, newest first.
+    pub fn list(&self) -> Vec<std::sync::Arc<Record>> {
+        self.0.containers.list()
+    }
 }
