@@ -17,15 +17,28 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod container;
 pub mod events;
+pub mod instructions;
+pub mod logs;
+pub mod prune;
+pub mod stats;
+pub mod top;
+pub mod volumes;
 
+pub use archive::{Commit, PathStat, TarStream};
 pub use container::attach::{Attach, Attached, Input, Stream};
 pub use container::create::Created;
 pub use container::exec::{Exec, ExecStart};
 pub use container::remove::Remove;
 pub use container::wait::{WaitCondition, Waited};
 pub use container::{Exit, Failure, Health, HealthProbe, MountPoint, Process, Record, State};
+pub use logs::{LogLine, LogOptions};
+pub use prune::{ContainerSize, Filters};
+pub use stats::Stats;
+pub use top::Top;
+pub use volumes::CreateVolume;
 
 use gantry_base::{Result, db::Db};
 use std::path::PathBuf;
