@@ -24,6 +24,7 @@ use gantry_base::{Result, db::Db};
 use gantry_oci::{Digest, Reference, image::ImageConfig};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One image on this node.
 #[derive(Debug, Clone)]
@@ -33,13 +34,18 @@ pub struct Image {
     pub config: ImageConfig,
     /// The configuration's raw bytes.
     pub raw_config: Vec<u8>,
-    /// Bytes of all layers unpacked (tar sizes).
+    /// Bytes of the files in all layers.
     pub size: u64,
     /// Chain of unpacked layers, base first.
     pub layers: Vec<LayerRef>,
+    /// Sorted; empty for a dangling image.
     pub tags: Vec<Reference>,
     /// When it arrived here, nanoseconds since the epoch.
     pub loaded_at_ns: i64,
+    /// The image that a commit was made from.
+    pub parent: Option<Digest>,
+    /// Digest of the manifest it came with, when it came with one.
+    pub manifest: Option<Digest>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +67,35 @@ pub struct Loaded {
 pub enum Removed {
     Untagged(Reference),
     Deleted(Digest),
+}
+
+/// One line of `docker history`.
+#[derive(Debug, Clone)]
+pub struct HistoryLine {
+    /// The image itself for the newest line, `None` (`<missing>`) for steps whose image is not here.
+    pub id: Option<Digest>,
+    /// Seconds since the epoch.
+    pub created: i64,
+    pub created_by: String,
+    pub size: u64,
+    pub comment: String,
+    pub tags: Vec<Reference>,
+}
+
+/// A file for [`Store::build_single_layer`]. Parent folders that are not listed are made with mode 0755.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Relative to the root, without `..`.
+    pub path: String,
+    pub mode: u32,
+    pub kind: EntryKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum EntryKind {
+    File(Vec<u8>),
+    Directory,
+    Symlink(String),
 }
 
 /// Overlay folders for one container. `lowers` topmost first.
@@ -97,7 +132,8 @@ impl Store {
     ) -> Result<Digest> {
         todo!()
     }
-    /// `docker commit`: `tar` is the difference layer over `base`.
+    /// `docker commit`: `layer` is the difference layer (a tar) over `base`. `config.history` holds this commit's entry alone
+    /// (the base's history is put before it, the file systems likewise); empty makes a plain one.
     pub fn commit(
         &self,
         _base: Option<&Digest>,
@@ -112,10 +148,33 @@ impl Store {
         todo!()
     }
     /// By reference, full ID, or unambiguous ID prefix. `NotFound` in Docker's words: `No such image: …`.
-    pub fn get(&self, _name: &str) -> Result<Image> {
+    /// Costs a lookup and a reference count.
+    pub fn get(&self, _name: &str) -> Result<Arc<Image>> {
         todo!()
     }
-    pub fn list(&self) -> Result<Vec<Image>> {
+    /// Newest first.
+    pub fn list(&self) -> Result<Vec<Arc<Image>>> {
+        todo!()
+    }
+    /// `docker history`, newest step first.
+    pub fn history(&self, _name: &str) -> Result<Vec<HistoryLine>> {
+        todo!()
+    }
+    /// An image of one layer from files in memory: the demo image, test images. Same input, same ID.
+    pub fn build_single_layer(
+        &self,
+        _entries: &[Entry],
+        _config: ImageConfig,
+        _reference: Option<&Reference>,
+    ) -> Result<Digest> {
+        todo!()
+    }
+    /// Frees what removed images left because a stopped container still used them. Call it after containers were removed.
+    pub fn collect(&self, _in_use: &dyn Fn(&Digest) -> bool) -> Result<u64> {
+        todo!()
+    }
+    /// Bytes of all unpacked layers, each counted once (`docker system df`).
+    pub fn layers_size(&self) -> u64 {
         todo!()
     }
     pub fn tag(&self, _name: &str, _reference: &Reference) -> Result<()> {
