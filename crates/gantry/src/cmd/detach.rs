@@ -1,0 +1,73 @@
+//! `gantry up --detach`: the same program once more, in a session of its own; this one waits for its "ready".
+
+use crate::args::UpArgs;
+use crate::settings::Settings;
+use anyhow::Context;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+/// Starts the daemon and repeats what it says until it serves or fails.
+pub fn run(settings: &Settings, up: &UpArgs) -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe().context("finding the program's own file")?;
+    let mut child = Command::new(program)
+        .args(words(settings, up))
+        .env_remove("GANTRY_DATA_DIR")
+        .env_remove("GANTRY_RUN_DIR")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("starting the daemon")?;
+    let talk = child.stdout.take().expect("stdout was made a pipe");
+    let mut ready = false;
+    // The daemon closes its end when it has said all there is to say; the kernel does when it dies.
+    for line in BufReader::new(talk).lines() {
+        let line = line.context("reading what the daemon says")?;
+        ready |= line.starts_with("ready in ");
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    if ready {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = child.wait().context("waiting for the daemon")?;
+    let code = status.code().and_then(|c| u8::try_from(c).ok());
+    if code.is_none() {
+        eprintln!(
+            "gantry: the daemon ended before it served ({status}); its log is {}",
+            settings.dirs.run.join("gantry.log").display()
+        );
+    }
+    Ok(ExitCode::from(code.filter(|c| *c != 0).unwrap_or(1)))
+}
+
+/// The child's command line: everything as resolved, so that it does not depend on this process's folder.
+fn words(settings: &Settings, up: &UpArgs) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["up".into(), "--detached".into()];
+    let mut flag = |name: &str, value: &std::ffi::OsStr| {
+        words.push(name.into());
+        words.push(value.to_owned());
+    };
+    flag("--data-dir", settings.dirs.data.as_os_str());
+    flag("--run-dir", settings.dirs.run.as_os_str());
+    let docker = match &settings.docker {
+        Some(path) => {
+            let mut address = OsString::from("unix://");
+            address.push(path);
+            address
+        }
+        None => "off".into(),
+    };
+    flag("--docker", &docker);
+    flag("--subnet-pool", settings.subnet_pool.to_string().as_ref());
+    let firewall = match settings.firewall {
+        gantry_network::Firewall::Friendly => "friendly",
+        gantry_network::Firewall::Strict => "strict",
+    };
+    flag("--firewall", firewall.as_ref());
+    if up.demo {
+        words.push("--demo".into());
+    }
+    words
+}

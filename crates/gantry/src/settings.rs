@@ -1,0 +1,292 @@
+//! What `gantry up` was told, resolved once: default < file < environment < flag.
+//!
+//! The file (`--config`) is one JSON object. Its keys are the flags' names without the dashes in front:
+//! ```json
+//! { "docker": "unix:///run/gantry/docker.sock", "subnet-pool": "172.16.0.0/12", "firewall": "friendly" }
+//! ```
+//! `data-dir` and `run-dir` may stand in it too. Unknown keys are refused, so that a typo does not pass in silence.
+
+use crate::args::{DirArgs, LaterArgs, UpArgs};
+use crate::instance::Dirs;
+use anyhow::{Context, bail};
+use gantry_network::Firewall;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// A configuration file longer than this is refused.
+const CONFIG_LIMIT: u64 = 1 << 20;
+/// The longest path that fits a unix socket's address.
+const SOCKET_PATH_LIMIT: usize = 107;
+/// Docker's own range. Every address and route of the host is left out when subnets are cut from it.
+const DEFAULT_SUBNET_POOL: &str = "172.16.0.0/12";
+
+/// What `gantry up` does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub dirs: Dirs,
+    /// Socket of the Docker API; `None` is `off`.
+    pub docker: Option<PathBuf>,
+    pub subnet_pool: ipnet::Ipv4Net,
+    pub firewall: Firewall,
+}
+
+/// The configuration file. Same words as the flags.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct ConfigFile {
+    data_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    docker: Option<String>,
+    subnet_pool: Option<String>,
+    firewall: Option<String>,
+    kube: Option<String>,
+    registry: Option<String>,
+    router: Option<String>,
+    router_tls: Option<String>,
+    console: Option<String>,
+    store: Option<String>,
+    join: Option<String>,
+    token: Option<String>,
+    name: Option<String>,
+    pod_cidr: Option<String>,
+    service_cidr: Option<String>,
+    registry_mirror: Option<String>,
+    insecure_registry: Option<String>,
+}
+
+impl Settings {
+    pub fn resolve(dirs: &DirArgs, up: &UpArgs) -> anyhow::Result<Self> {
+        let file = match &up.config {
+            Some(path) => read_file(path)?,
+            None => ConfigFile::default(),
+        };
+        let dirs = Dirs::resolve(
+            dirs.data_dir.clone().or(file.data_dir.clone()),
+            dirs.run_dir.clone().or(file.run_dir.clone()),
+        )?;
+        refuse_later(&up.later, &file)?;
+        let docker = docker_socket(
+            up.docker.as_ref().or(file.docker.as_ref()),
+            &dirs.run.join("docker.sock"),
+        )?;
+        let pool = up
+            .subnet_pool
+            .as_ref()
+            .or(file.subnet_pool.as_ref())
+            .map_or(DEFAULT_SUBNET_POOL, String::as_str);
+        let subnet_pool: ipnet::Ipv4Net = pool.parse().map_err(|_| {
+            anyhow::anyhow!("--subnet-pool {pool} is not an IPv4 subnet; write one such as {DEFAULT_SUBNET_POOL}")
+        })?;
+        if subnet_pool.prefix_len() > 24 {
+            bail!("--subnet-pool {pool} is too small to cut subnets from; give at least a /24");
+        }
+        let firewall = match up
+            .firewall
+            .as_ref()
+            .or(file.firewall.as_ref())
+            .map(String::as_str)
+        {
+            None | Some("friendly") => Firewall::Friendly,
+            Some("strict") => Firewall::Strict,
+            Some(other) => bail!("--firewall {other} is unknown; say friendly or strict"),
+        };
+        Ok(Self {
+            dirs,
+            docker,
+            subnet_pool: subnet_pool.trunc(),
+            firewall,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<ConfigFile> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(CONFIG_LIMIT).read_to_string(&mut text))
+        .with_context(|| format!("reading --config {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| {
+        format!(
+            "--config {} is not the JSON object that gantry reads",
+            path.display()
+        )
+    })
+}
+
+fn docker_socket(typed: Option<&String>, default: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let path = match typed.map(String::as_str) {
+        None => default.to_owned(),
+        Some("off") => return Ok(None),
+        Some(address) => match address.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') => PathBuf::from(path),
+            Some(_) => bail!(
+                "--docker {address} needs an absolute path, such as unix://{}",
+                default.display()
+            ),
+            None => {
+                bail!("--docker {address} is not served by this build; say unix:///PATH or off")
+            }
+        },
+    };
+    if path.as_os_str().len() > SOCKET_PATH_LIMIT {
+        bail!(
+            "--docker unix://{} is longer than the {SOCKET_PATH_LIMIT} bytes that a socket's path may have; choose a shorter --run-dir or path",
+            path.display()
+        );
+    }
+    Ok(Some(path))
+}
+
+/// The parts of the contract that this build does not carry refuse to be switched on, instead of being ignored.
+fn refuse_later(flags: &LaterArgs, file: &ConfigFile) -> anyhow::Result<()> {
+    let parts = [
+        ("kube", &flags.kube, &file.kube, "off"),
+        ("registry", &flags.registry, &file.registry, "off"),
+        ("router", &flags.router, &file.router, "off"),
+        ("router-tls", &flags.router_tls, &file.router_tls, "off"),
+        ("console", &flags.console, &file.console, "off"),
+        ("store", &flags.store, &file.store, "embedded"),
+        ("join", &flags.join, &file.join, "off"),
+        ("token", &flags.token, &file.token, "off"),
+        ("name", &flags.name, &file.name, "off"),
+        ("pod-cidr", &flags.pod_cidr, &file.pod_cidr, "off"),
+        (
+            "service-cidr",
+            &flags.service_cidr,
+            &file.service_cidr,
+            "off",
+        ),
+        (
+            "registry-mirror",
+            &flags.registry_mirror,
+            &file.registry_mirror,
+            "off",
+        ),
+        (
+            "insecure-registry",
+            &flags.insecure_registry,
+            &file.insecure_registry,
+            "off",
+        ),
+    ];
+    for (flag, typed, filed, accepted) in parts {
+        let Some(value) = typed.as_ref().or(filed.as_ref()) else {
+            continue;
+        };
+        if value != accepted && value != "off" {
+            // A token is a secret, so no value is repeated here.
+            bail!("--{flag} is not served by this build; leave it out, or say --{flag} {accepted}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Args, Verb};
+    use clap::Parser;
+
+    fn resolve(words: &str) -> Result<Settings, String> {
+        let words = ["gantry", "up"].into_iter().chain(words.split_whitespace());
+        let args = Args::try_parse_from(words).map_err(|e| e.to_string())?;
+        let Verb::Up(up) = args.verb else {
+            unreachable!("`up` was typed")
+        };
+        Settings::resolve(&args.dirs, &up).map_err(|e| crate::sentence(&e))
+    }
+
+    #[test]
+    fn defaults_follow_the_run_directory() {
+        let settings = resolve("--data-dir /x/d --run-dir /x/r").unwrap();
+        assert_eq!(settings.docker.unwrap(), Path::new("/x/r/docker.sock"));
+        assert_eq!(settings.subnet_pool.to_string(), DEFAULT_SUBNET_POOL);
+        assert_eq!(settings.firewall, Firewall::Friendly);
+    }
+
+    #[test]
+    fn every_listener_takes_off() {
+        let settings = resolve(
+            "--docker off --kube off --registry off --router off --router-tls off --console off --store embedded",
+        )
+        .unwrap();
+        assert_eq!(settings.docker, None);
+    }
+
+    #[test]
+    fn what_this_build_lacks_is_refused_by_name() {
+        for flag in [
+            "kube",
+            "registry",
+            "router",
+            "router-tls",
+            "console",
+            "join",
+            "token",
+            "name",
+        ] {
+            let refusal = resolve(&format!("--{flag} 127.0.0.1:1")).unwrap_err();
+            assert_eq!(
+                refusal,
+                format!("--{flag} is not served by this build; leave it out, or say --{flag} off")
+            );
+        }
+        assert!(
+            resolve("--store etcd://a:1")
+                .unwrap_err()
+                .ends_with("say --store embedded")
+        );
+        assert!(
+            resolve("--docker tcp://127.0.0.1:2375")
+                .unwrap_err()
+                .contains("not served")
+        );
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (words, part) in [
+            ("--subnet-pool 10.0.0.0", "--subnet-pool 10.0.0.0"),
+            ("--subnet-pool 10.0.0.0/30", "too small"),
+            ("--firewall open", "--firewall open"),
+            ("--docker unix://relative", "absolute"),
+            ("--config /nonexistent", "/nonexistent"),
+        ] {
+            let refusal = resolve(words).unwrap_err();
+            assert!(refusal.contains(part), "{words}: {refusal}");
+        }
+        let long = format!("--docker unix:///{}", "x".repeat(120));
+        assert!(resolve(&long).unwrap_err().contains("107 bytes"));
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gantry.json");
+        std::fs::write(
+            &path,
+            r#"{"data-dir": "/f/d", "run-dir": "/f/r", "firewall": "strict", "subnet-pool": "10.9.0.0/16"}"#,
+        )
+        .unwrap();
+        let settings = resolve(&format!(
+            "--config {} --subnet-pool 10.8.0.0/16",
+            path.display()
+        ))
+        .unwrap();
+        assert_eq!(settings.dirs.data, Path::new("/f/d"));
+        assert_eq!(settings.firewall, Firewall::Strict);
+        assert_eq!(settings.subnet_pool.to_string(), "10.8.0.0/16");
+        std::fs::write(&path, r#"{"fire-wall": "strict"}"#).unwrap();
+        assert!(
+            resolve(&format!("--config {}", path.display()))
+                .unwrap_err()
+                .contains("fire-wall")
+        );
+        std::fs::write(&path, r#"{"kube": "127.0.0.1:6443"}"#).unwrap();
+        assert!(
+            resolve(&format!("--config {}", path.display()))
+                .unwrap_err()
+                .contains("--kube")
+        );
+    }
+}
