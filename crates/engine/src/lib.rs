@@ -24,6 +24,7 @@ pub mod instructions;
 pub mod logs;
 pub mod prune;
 pub mod stats;
+pub mod supervisor;
 pub mod top;
 pub mod volumes;
 

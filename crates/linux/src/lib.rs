@@ -1,1 +1,4 @@
-//!
+//! System calls, thin and safe. Every `unsafe` of the workspace is here.
+
+pub mod ipc;
+pub mod program;

@@ -17,6 +17,64 @@ use std::path::PathBuf;
 
 pub const VERSION: u32 = 1;
 pub const FRAME_LIMIT: usize = 1 << 20;
+/// Length field and kind.
+pub const HEADER: usize = 5;
+
+/// Messages to the spawner: a packet whose first byte says what it is, the next four which spawn it belongs to (little-endian).
+/// A packet carries at most [`gantry_linux::ipc::DESCRIPTORS_PER_MESSAGE`] descriptors, so that a spawn with many ports takes several.
+pub mod packet {
+    /// Nothing but descriptors, the first ones of the spawn that follows.
+    pub const DESCRIPTORS: u8 = b'F';
+    /// JSON [`super::Spawn`] and the (remaining) descriptors.
+    pub const SPAWN: u8 = b'S';
+    /// The same with the JSON in a memfd, which is the last descriptor.
+    pub const SPAWN_IN_MEMFD: u8 = b'M';
+    /// Kind and sequence number.
+    pub const HEADER: usize = 5;
+    /// JSON up to this size travels inside the packet; it fits the kernel's default socket buffer with room to spare.
+    pub const INLINE_LIMIT: usize = 96 << 10;
+    /// A larger JSON is refused.
+    pub const SPAWN_LIMIT: usize = 8 << 20;
+    /// Descriptors of one spawn at most.
+    pub const DESCRIPTORS_LIMIT: usize = 2048;
+}
+
+/// The header of a frame with `length` bytes of payload.
+pub fn header(kind: u8, length: usize) -> [u8; HEADER] {
+    assert!(
+        length < FRAME_LIMIT,
+        "payloads are cut before they are framed"
+    );
+    let [a, b, c, d] = (length as u32 + 1).to_le_bytes();
+    [a, b, c, d, kind]
+}
+
+/// A whole frame with a JSON payload.
+pub fn json_frame(kind: u8, payload: &impl Serialize) -> Vec<u8> {
+    let mut frame = vec![0; HEADER];
+    serde_json::to_writer(&mut frame, payload).expect("our own messages serialise");
+    let header = header(kind, frame.len() - HEADER);
+    frame[..HEADER].copy_from_slice(&header);
+    frame
+}
+
+/// A peer broke the framing; the connection is of no more use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadFrame;
+
+/// Looks at the front of received bytes: `None` while the header is incomplete, else kind and length of the payload,
+/// which may not have arrived yet.
+pub fn parse_header(bytes: &[u8]) -> Result<Option<(u8, usize)>, BadFrame> {
+    let Some((header, _)) = bytes.split_first_chunk::<HEADER>() else {
+        return Ok(None);
+    };
+    let [a, b, c, d, kind] = *header;
+    match u32::from_le_bytes([a, b, c, d]) as usize {
+        0 => Err(BadFrame),
+        length if length > FRAME_LIMIT => Err(BadFrame),
+        length => Ok(Some((kind, length - 1))),
+    }
+}
 
 /// First byte of a frame's body.
 pub mod kind {
@@ -24,7 +82,8 @@ pub mod kind {
     pub const REQUEST: u8 = b'R';
     /// JSON [`super::Event`], supervisor to daemon.
     pub const EVENT: u8 = b'E';
-    /// Raw bytes for the process's stdin; an empty payload closes it.
+    /// Raw bytes for the process's stdin. An empty payload closes the stdin of an exec and of a container with [`super::Stdin::Once`];
+    /// nothing is closed on a terminal, or by one of many clients ([`super::Stdin::Open`]).
     pub const STDIN: u8 = 0;
     /// Raw bytes of stdout, or of the terminal.
     pub const STDOUT: u8 = 1;
@@ -32,7 +91,7 @@ pub mod kind {
     pub const STDERR: u8 = 2;
 }
 
-/// Asks the spawner for a supervisor. The message carries, in this order: the supervisor's end of the control
+/// Asks the spawner for a supervisor. The message(s) ([`packet`]) carry, in this order: the supervisor's end of the control
 /// connection, one bound and listening (TCP) or bound (UDP) socket per entry of `ports`, one connected stream socket per entry of `attach`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spawn {
@@ -191,4 +250,19 @@ pub struct StateFile {
     pub pid: i32,
     pub start_ticks: u64,
     pub started_at_ns: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_back_and_broken_ones_refused() {
+        let frame = json_frame(kind::REQUEST, &Request::Signal { number: 9 });
+        let (kind, length) = parse_header(&frame).unwrap().unwrap();
+        assert_eq!((kind, length), (kind::REQUEST, frame.len() - HEADER));
+        assert_eq!(parse_header(&frame[..4]), Ok(None));
+        assert_eq!(parse_header(&[0, 0, 0, 0, 1]), Err(BadFrame));
+        assert_eq!(parse_header(&[255, 255, 255, 255, 1]), Err(BadFrame));
+    }
 }
