@@ -1,5 +1,7 @@
-//! `POST /containers/create`, newest shape (API 1.50).
+//! `POST /containers/create` and the other requests about containers, newest shape (API 1.50).
 
+use crate::ApiVersion;
+use gantry_base::{Error, Result as Answer};
 use gantry_oci::image::{Healthcheck, null_default};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -406,6 +408,246 @@ pub struct ExecConfig {
     pub cmd: Option<Vec<String>>,
 }
 
+/// `POST /containers/{id}/update`: zero, empty and absent leave a value as it is. Units as in [`HostConfig`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UpdateContainer {
+    #[serde(deserialize_with = "null_default")]
+    pub blkio_weight: u16,
+    #[serde(deserialize_with = "null_default")]
+    pub cpu_shares: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub cpu_period: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub cpu_quota: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub cpu_realtime_period: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub cpu_realtime_runtime: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub cpuset_cpus: String,
+    #[serde(deserialize_with = "null_default")]
+    pub cpuset_mems: String,
+    #[serde(deserialize_with = "null_default")]
+    pub memory: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub memory_reservation: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub memory_swap: i64,
+    #[serde(deserialize_with = "null_default")]
+    pub nano_cpus: i64,
+    pub pids_limit: Option<i64>,
+    /// `None`, or an empty name, keeps the policy.
+    pub restart_policy: Option<RestartPolicy>,
+}
+
+/// `POST /exec/{id}/start`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ExecStart {
+    #[serde(deserialize_with = "null_default")]
+    pub detach: bool,
+    #[serde(deserialize_with = "null_default")]
+    pub tty: bool,
+    /// Rows and columns.
+    pub console_size: Option<(u16, u16)>,
+}
+
+/// What stands beside the flattened `ContainerConfig` in the body of `create`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Beside {
+    host_config: Option<HostConfig>,
+    networking_config: Option<NetworkingConfig>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkingConfig {
+    endpoints_config: Option<BTreeMap<String, Option<EndpointSettings>>>,
+}
+
+/// Decodes the body of `create` and turns what `version` means into the newest shape. `name` and `platform` come from the query.
+pub fn decode(
+    name: &str,
+    platform: &str,
+    body: &[u8],
+    version: ApiVersion,
+) -> Answer<CreateContainer> {
+    // Two passes over a few kilobytes cost less than serde's flatten, which buffers every field.
+    let beside: Beside = json(body)?;
+    let mut config: ContainerConfig = json(body)?;
+    let is_nothing = || {
+        serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(body)
+            .is_ok_and(|map| map.is_empty())
+    };
+    if config.image.is_empty() && is_nothing() {
+        return Err(Error::invalid(
+            "config cannot be empty in order to create a container",
+        ));
+    }
+    let mut host = beside.host_config.unwrap_or_default();
+    let networking = beside.networking_config.unwrap_or_default();
+    let mut endpoints: BTreeMap<String, EndpointSettings> = networking
+        .endpoints_config
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(network, settings)| (network, settings.unwrap_or_default()))
+        .collect();
+    normalise(&mut config, &mut host, &mut endpoints, version);
+    refuse_conflicts(&config, &host)?;
+    Ok(CreateContainer {
+        name: Some(name.trim_start_matches('/').to_string()).filter(|name| !name.is_empty()),
+        platform: Some(platform.to_string()).filter(|platform| !platform.is_empty()),
+        config,
+        host_config: host,
+        endpoints,
+    })
+}
+
+/// What older versions meant by silence, and fields that they did not have.
+fn normalise(
+    config: &mut ContainerConfig,
+    host: &mut HostConfig,
+    endpoints: &mut BTreeMap<String, EndpointSettings>,
+    version: ApiVersion,
+) {
+    if host.network_mode.is_empty() {
+        host.network_mode = "default".into();
+    }
+    if !version.at_least(40) {
+        if host.ipc_mode.is_empty() {
+            host.ipc_mode = "shareable".into();
+        }
+        for options in host
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.bind_options.as_mut())
+        {
+            options.non_recursive = false;
+        }
+    }
+    if !version.at_least(41) && host.cgroupns_mode.is_empty() {
+        host.cgroupns_mode = "host".into();
+    }
+    if !version.at_least(42) {
+        for options in host
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.bind_options.as_mut())
+        {
+            // Before 1.42 a missing source of a bind mount was an error, always.
+            options.create_mountpoint = false;
+        }
+        // The field existed on the wire long before Linux gave it a meaning.
+        host.console_size = None;
+    }
+    if !version.at_least(43) {
+        host.annotations = None;
+    }
+    if !version.at_least(44) {
+        for options in host
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.bind_options.as_mut())
+        {
+            options.read_only_non_recursive = true;
+            options.read_only_force_recursive = false;
+        }
+    }
+    if !version.at_least(45) {
+        for options in host
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.volume_options.as_mut())
+        {
+            options.subpath.clear();
+        }
+    }
+    // Since 1.44 a MAC address belongs to the endpoint; the container-wide one means the main network's.
+    let wide = config.mac_address.take().filter(|mac| !mac.is_empty());
+    if let Some(mac) = wide {
+        let mode = if host.network_mode == "default" {
+            "bridge"
+        } else {
+            &host.network_mode
+        };
+        let key = if endpoints.contains_key(&host.network_mode) {
+            &host.network_mode
+        } else {
+            mode
+        };
+        let endpoint = endpoints.entry(key.to_string()).or_default();
+        if endpoint.mac_address.is_empty() {
+            endpoint.mac_address = mac.clone();
+        }
+        config.mac_address = Some(mac);
+    }
+}
+
+/// Options that contradict each other whatever the node looks like, in Docker's words.
+fn refuse_conflicts(config: &ContainerConfig, host: &HostConfig) -> Answer<()> {
+    let conflict = |what: &str| Err(Error::invalid(format!("conflicting options: {what}")));
+    let shares = host.network_mode.starts_with("container:");
+    let is_host = host.network_mode == "host";
+    let has_links = host.links.as_ref().is_some_and(|links| !links.is_empty());
+    let has_hosts = host
+        .extra_hosts
+        .as_ref()
+        .is_some_and(|hosts| !hosts.is_empty());
+    let has_mac = config.mac_address.is_some();
+    if (shares || host.uts_mode == "host") && !config.hostname.is_empty() {
+        return conflict(if shares {
+            "hostname and the network mode"
+        } else {
+            "hostname and the UTS mode"
+        });
+    }
+    if is_host && has_links {
+        return conflict(
+            "host type networking can't be used with links. This would result in undefined behavior",
+        );
+    }
+    if !shares {
+        return Ok(());
+    }
+    match () {
+        () if host.network_mode == "container:" => Err(Error::invalid(
+            "invalid container format container:<name|id>",
+        )),
+        () if has_links => conflict(
+            "container type network can't be used with links. This would result in undefined behavior",
+        ),
+        () if !host.dns.is_empty() => conflict("dns and the network mode"),
+        () if has_hosts => conflict("custom host-to-IP mapping and the network mode"),
+        () if has_mac => conflict("mac-address and the network mode"),
+        () if host.publish_all_ports || !host.port_bindings.is_empty() => {
+            conflict("port publishing and the container type network mode")
+        }
+        () if !config.exposed_ports.is_empty() => {
+            conflict("port exposing and the container type network mode")
+        }
+        () => Ok(()),
+    }
+}
+
+/// A JSON body in Docker's words for what is wrong with it. Unknown fields are accepted, as Go does.
+pub fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Answer<T> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(Error::invalid(
+            "invalid JSON: got EOF while reading request body",
+        ));
+    }
+    serde_json::from_slice(body).map_err(|e| match e.classify() {
+        serde_json::error::Category::Syntax if e.to_string().starts_with("trailing characters") => {
+            Error::invalid("unexpected content after JSON")
+        }
+        serde_json::error::Category::Eof => Error::invalid("invalid JSON: unexpected EOF"),
+        _ => Error::invalid(format!("invalid JSON: {e}")),
+    })
+}
+
 /// Docker accepts a bare string where a list of strings is meant (`Cmd`, `Entrypoint`, `CapAdd`).
 fn string_or_list<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
@@ -422,4 +664,84 @@ fn string_or_list<'de, D: serde::Deserializer<'de>>(
             Either::Many(v) => v,
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(body: &str, minor: u16) -> Answer<CreateContainer> {
+        decode("/web", "", body.as_bytes(), ApiVersion(minor))
+    }
+
+    #[test]
+    fn the_flattened_body_is_taken_apart() {
+        let body = r#"{"Image":"busybox","Cmd":"ls","Entrypoint":["a"],"Env":null,"Unknown":{"x":1},"Labels":null,
+            "HostConfig":{"NetworkMode":"n","PortBindings":{"80/tcp":[{"HostPort":"8080"}]},"Memory":null,"RestartPolicy":{"Name":"always"}},
+            "NetworkingConfig":{"EndpointsConfig":{"n":{"Aliases":["w"],"IPAMConfig":{"IPv4Address":"10.0.0.9"}},"m":null}}}"#;
+        let create = decoded(body, 50).unwrap();
+        assert_eq!(create.name.as_deref(), Some("web"));
+        assert_eq!(create.config.cmd, Some(vec!["ls".to_string()]));
+        assert_eq!(create.host_config.restart_policy.name, "always");
+        assert_eq!(create.endpoints["n"].aliases, Some(vec!["w".to_string()]));
+        assert_eq!(create.endpoints["m"], EndpointSettings::default());
+        let bindings = create.host_config.port_bindings["80/tcp"].as_ref().unwrap();
+        assert_eq!(bindings[0].host_port, "8080");
+    }
+
+    #[test]
+    fn silence_means_what_it_meant_in_that_version() {
+        for (minor, network, ipc, cgroupns) in [
+            (24, "default", "shareable", "host"),
+            (40, "default", "", "host"),
+            (50, "default", "", ""),
+        ] {
+            let host = decoded(r#"{"Image":"x"}"#, minor).unwrap().host_config;
+            let got = (
+                host.network_mode.as_str(),
+                host.ipc_mode.as_str(),
+                host.cgroupns_mode.as_str(),
+            );
+            assert_eq!(got, (network, ipc, cgroupns), "1.{minor}");
+        }
+        let mac = decoded(r#"{"Image":"x","MacAddress":"02:00:00:00:00:01"}"#, 43).unwrap();
+        assert_eq!(mac.endpoints["bridge"].mac_address, "02:00:00:00:00:01");
+    }
+
+    #[test]
+    fn refusals_in_dockers_words() {
+        for (body, want) in [
+            ("", "invalid JSON: got EOF while reading request body"),
+            (
+                "{}",
+                "config cannot be empty in order to create a container",
+            ),
+            (r#"{"Image":"x"} {}"#, "unexpected content after JSON"),
+            (r#"{"Image":"#, "invalid JSON: unexpected EOF"),
+            (
+                r#"{"Image":"x","Hostname":"h","HostConfig":{"NetworkMode":"container:a"}}"#,
+                "conflicting options: hostname and the network mode",
+            ),
+            (
+                r#"{"Image":"x","HostConfig":{"NetworkMode":"container:a","PublishAllPorts":true}}"#,
+                "conflicting options: port publishing and the container type network mode",
+            ),
+            (
+                r#"{"Image":"x","HostConfig":{"NetworkMode":"container:a","Dns":["1.1.1.1"]}}"#,
+                "conflicting options: dns and the network mode",
+            ),
+            (
+                r#"{"Image":"x","Hostname":"h","HostConfig":{"UTSMode":"host"}}"#,
+                "conflicting options: hostname and the UTS mode",
+            ),
+        ] {
+            assert_eq!(decoded(body, 50).unwrap_err().message(), want, "{body}");
+        }
+        assert!(
+            decoded(r#"{"Image":1}"#, 50)
+                .unwrap_err()
+                .message()
+                .starts_with("invalid JSON: ")
+        );
+    }
 }
