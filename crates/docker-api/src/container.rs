@@ -259,14 +259,3 @@ pub struct ExecProcess<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     pub user: &'a str,
 }
-
-/// `X-Docker-Container-Path-Stat`, base64 of this as JSON. `mode` in Go's bits.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PathStat<'a> {
-    pub name: &'a str,
-    pub size: i64,
-    pub mode: u32,
-    pub mtime: String,
-    pub link_target: &'a str,
-}

@@ -408,39 +408,6 @@ pub struct ExecConfig {
     pub cmd: Option<Vec<String>>,
 }
 
-/// `POST /containers/{id}/update`: zero, empty and absent leave a value as it is. Units as in [`HostConfig`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct UpdateContainer {
-    #[serde(deserialize_with = "null_default")]
-    pub blkio_weight: u16,
-    #[serde(deserialize_with = "null_default")]
-    pub cpu_shares: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub cpu_period: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub cpu_quota: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub cpu_realtime_period: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub cpu_realtime_runtime: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub cpuset_cpus: String,
-    #[serde(deserialize_with = "null_default")]
-    pub cpuset_mems: String,
-    #[serde(deserialize_with = "null_default")]
-    pub memory: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub memory_reservation: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub memory_swap: i64,
-    #[serde(deserialize_with = "null_default")]
-    pub nano_cpus: i64,
-    pub pids_limit: Option<i64>,
-    /// `None`, or an empty name, keeps the policy.
-    pub restart_policy: Option<RestartPolicy>,
-}
-
 /// `POST /exec/{id}/start`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

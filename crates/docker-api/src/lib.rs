@@ -21,7 +21,6 @@ pub mod keys;
 pub mod network;
 pub mod ports;
 pub mod query;
-pub mod stats;
 pub mod system;
 pub mod text;
 pub mod version;

@@ -4,6 +4,6 @@ use gantry_base::Result;
 use gantry_oci::image::RunConfig;
 
 /// Applies Dockerfile instructions to a configuration, in order. `InvalidArgument` in Docker's words.
-pub fn apply_changes(_config: &mut RunConfig, _changes: &[String]) -> Result<()> {
-    todo!()
+pub fn apply_changes(config: &mut RunConfig, changes: &[String]) -> Result<()> {
+    gantry_docker_api::change::apply(config, changes)
 }
