@@ -1,4 +1,5 @@
 //! System calls, thin and safe. Every `unsafe` of the workspace is here.
 
+pub mod dirfd;
 pub mod ipc;
 pub mod program;

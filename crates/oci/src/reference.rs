@@ -206,10 +206,7 @@ fn split_domain(text: &str) -> (String, String) {
 
 /// A text that Docker reads as a bare image ID.
 fn is_identifier(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// `[a-z0-9]+((?:[._]|__|[-]+)[a-z0-9]+)*`
@@ -251,9 +248,7 @@ fn is_domain(text: &str) -> bool {
             return false;
         };
         return !address.is_empty()
-            && address
-                .bytes()
-                .all(|b| b.is_ascii_hexdigit() || b == b':')
+            && address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':')
             && (port.is_empty() || port.strip_prefix(':').is_some_and(digits));
     }
     let (host, port) = match text.split_once(':') {
@@ -318,19 +313,39 @@ mod tests {
         let digest = format!("sha256:{}", hex("a"));
         for (typed, canonical, familiar) in [
             ("busybox", "docker.io/library/busybox", "busybox"),
-            ("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36"),
+            (
+                "busybox:1.36",
+                "docker.io/library/busybox:1.36",
+                "busybox:1.36",
+            ),
             ("docker.io/busybox", "docker.io/library/busybox", "busybox"),
-            ("index.docker.io/busybox", "docker.io/library/busybox", "busybox"),
-            ("docker.io/library/busybox:x", "docker.io/library/busybox:x", "busybox:x"),
+            (
+                "index.docker.io/busybox",
+                "docker.io/library/busybox",
+                "busybox",
+            ),
+            (
+                "docker.io/library/busybox:x",
+                "docker.io/library/busybox:x",
+                "busybox:x",
+            ),
             ("a/b", "docker.io/a/b", "a/b"),
             ("library/a/b", "docker.io/library/a/b", "library/a/b"),
-            ("host:5000/a/b:tag", "host:5000/a/b:tag", "host:5000/a/b:tag"),
+            (
+                "host:5000/a/b:tag",
+                "host:5000/a/b:tag",
+                "host:5000/a/b:tag",
+            ),
             ("localhost/a", "localhost/a", "localhost/a"),
             ("127.0.0.1:5000/a", "127.0.0.1:5000/a", "127.0.0.1:5000/a"),
             ("[::1]:5000/a", "[::1]:5000/a", "[::1]:5000/a"),
             ("Foo/bar:Tag", "Foo/bar:Tag", "Foo/bar:Tag"),
             ("a__b.c/d", "a__b.c/d", "a__b.c/d"),
-            ("a-b--c_d__e.f", "docker.io/library/a-b--c_d__e.f", "a-b--c_d__e.f"),
+            (
+                "a-b--c_d__e.f",
+                "docker.io/library/a-b--c_d__e.f",
+                "a-b--c_d__e.f",
+            ),
             ("xn--n3h.com/a", "xn--n3h.com/a", "xn--n3h.com/a"),
         ] {
             let reference = Reference::parse(typed).unwrap_or_else(|e| panic!("{typed}: {e}"));
@@ -340,7 +355,10 @@ mod tests {
         let both = Reference::parse(&format!("a:t@{digest}")).unwrap();
         assert_eq!(both.tag.as_deref(), Some("t"));
         assert_eq!(both.to_string(), format!("a:t@{digest}"));
-        assert_eq!(Reference::parse("a").unwrap().or_latest().to_string(), "a:latest");
+        assert_eq!(
+            Reference::parse("a").unwrap().or_latest().to_string(),
+            "a:latest"
+        );
         assert_eq!(both.clone().or_latest(), both);
     }
 
@@ -349,8 +367,14 @@ mod tests {
         let long = "a".repeat(300);
         for (typed, words) in [
             ("", "invalid reference format"),
-            ("Foo", "invalid reference format: repository name (library/Foo) must be lowercase"),
-            ("a/Foo:x", "invalid reference format: repository name (a/Foo) must be lowercase"),
+            (
+                "Foo",
+                "invalid reference format: repository name (library/Foo) must be lowercase",
+            ),
+            (
+                "a/Foo:x",
+                "invalid reference format: repository name (a/Foo) must be lowercase",
+            ),
             (":x", "invalid reference format"),
             ("a:", "invalid reference format"),
             ("a::b", "invalid reference format"),
@@ -367,23 +391,57 @@ mod tests {
             ("host:port/a", "invalid reference format"),
             ("a@sha256:abc", "invalid reference format"),
             ("a\0", "invalid reference format"),
-            (&hex("a"), &format!("invalid repository name ({}), cannot specify 64-byte hexadecimal strings", hex("a"))),
-            (&long, "repository name must not be more than 255 characters"),
-            (&format!("a:{}", "t".repeat(129)), "invalid reference format"),
-            (&format!("a@sha256:{}", "b".repeat(40)), "invalid checksum digest length"),
-            (&format!("a@sha256:{}", hex("A")), "invalid checksum digest format"),
-            (&format!("a@md5:{}", "b".repeat(32)), "unsupported digest algorithm"),
+            (
+                &hex("a"),
+                &format!(
+                    "invalid repository name ({}), cannot specify 64-byte hexadecimal strings",
+                    hex("a")
+                ),
+            ),
+            (
+                &long,
+                "repository name must not be more than 255 characters",
+            ),
+            (
+                &format!("a:{}", "t".repeat(129)),
+                "invalid reference format",
+            ),
+            (
+                &format!("a@sha256:{}", "b".repeat(40)),
+                "invalid checksum digest length",
+            ),
+            (
+                &format!("a@sha256:{}", hex("A")),
+                "invalid checksum digest format",
+            ),
+            (
+                &format!("a@md5:{}", "b".repeat(32)),
+                "unsupported digest algorithm",
+            ),
         ] {
-            assert_eq!(Reference::parse(typed).unwrap_err().to_string(), words, "{typed:?}");
+            assert_eq!(
+                Reference::parse(typed).unwrap_err().to_string(),
+                words,
+                "{typed:?}"
+            );
         }
     }
 
     #[test]
     fn ids_are_not_names() {
         let id: Digest = format!("sha256:{}", hex("b")).parse().unwrap();
-        assert_eq!(AnyReference::parse(&hex("b")), Ok(AnyReference::Id(id.clone())));
-        assert_eq!(AnyReference::parse(&id.to_string()), Ok(AnyReference::Id(id)));
-        assert!(matches!(AnyReference::parse("bbbb"), Ok(AnyReference::Name(_))));
+        assert_eq!(
+            AnyReference::parse(&hex("b")),
+            Ok(AnyReference::Id(id.clone()))
+        );
+        assert_eq!(
+            AnyReference::parse(&id.to_string()),
+            Ok(AnyReference::Id(id))
+        );
+        assert!(matches!(
+            AnyReference::parse("bbbb"),
+            Ok(AnyReference::Name(_))
+        ));
     }
 
     proptest! {
