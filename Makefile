@@ -1,0 +1,43 @@
+# The verbs of this project. Logic lives in xtask; `make` lists what there is.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+XTASK = cargo run --quiet --package xtask --
+
+.PHONY: help up build test check deny doc install uninstall
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+up: ## build, start the platform, run the demo container; again: finds it as it was
+	$(XTASK) setup up
+	$(MAKE) --no-print-directory build
+	$(XTASK) up
+
+build: ## target/release/gantry and target/release/gantry-runtime
+	cargo build --release --locked --package gantry
+	$(XTASK) dist
+
+test: ## everything CI runs; installs what it needs and says so
+	$(XTASK) setup test
+	$(XTASK) test
+
+check: ## the quick part: format, lints, tidy
+	$(XTASK) check
+
+deny: ## licences, advisories, sources and duplicates of the dependencies
+	$(XTASK) deny
+
+doc: ## our crates' documentation
+	cargo doc --workspace --no-deps --locked
+
+install: ## make install [PREFIX=/usr/local] [DESTDIR=]: both programs and the systemd unit
+	install -D -m 0755 target/release/gantry $(DESTDIR)$(PREFIX)/bin/gantry
+	install -D -m 0755 target/release/gantry-runtime $(DESTDIR)$(PREFIX)/bin/gantry-runtime
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@PREFIX@|$(PREFIX)|g' dist/gantry.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/gantry.service
+	@echo 'next: systemctl daemon-reload && systemctl enable --now gantry'
+	@echo 'members of the group docker may use the socket: groupadd --system docker; adduser NAME docker'
+
+uninstall: ## take away what `make install` brought; data stays (gantry down --purge removes it)
+	rm -f $(DESTDIR)$(PREFIX)/bin/gantry $(DESTDIR)$(PREFIX)/bin/gantry-runtime $(DESTDIR)$(PREFIX)/lib/systemd/system/gantry.service

@@ -1,0 +1,120 @@
+//! What an instance may have left on the machine: processes, mounts, interfaces, rules, cgroups, files.
+
+use crate::run::run;
+use std::path::Path;
+use std::process::Command;
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub struct Traces<'a> {
+    /// `gantry-1a2b3c4d`.
+    pub instance: &'a str,
+    /// The folder that holds data and run directory; its path is in every mount and command line of the instance.
+    pub folder: &'a Path,
+    pub data_dir: &'a Path,
+    pub run_dir: &'a Path,
+    /// Arguments of nsenter that lead to the instance's network namespace; empty for ours.
+    pub enter: &'a [String],
+}
+
+/// One line per thing found; empty when the machine is as it was.
+pub fn find(traces: &Traces<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    processes(traces, &mut found);
+    interfaces(traces, &mut found);
+    rules(traces, &mut found);
+    cgroups(Path::new("/sys/fs/cgroup"), traces.instance, 3, &mut found);
+    for folder in [traces.data_dir, traces.run_dir] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            found.push(format!("file {}", entry.path().display()));
+        }
+    }
+    found
+}
+
+/// Processes in a cgroup of the instance, or whose mounts or command line name the instance's folder.
+fn processes(traces: &Traces<'_>, found: &mut Vec<String>) {
+    let folder = traces.folder.to_string_lossy();
+    let cgroup = format!("/{}", traces.instance);
+    let me = std::process::id().to_string();
+    for entry in std::fs::read_dir("/proc")
+        .expect("/proc is mounted")
+        .flatten()
+    {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == me {
+            continue;
+        }
+        let read = |name: &str| {
+            let bytes = std::fs::read(entry.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).replace('\0', " ")
+        };
+        let in_cgroup = read("cgroup")
+            .lines()
+            .any(|line| line.ends_with(&cgroup) || line.contains(&format!("{cgroup}/")));
+        let command = read("cmdline");
+        let gantry = command
+            .split(' ')
+            .next()
+            .is_some_and(|word| word.contains("gantry"));
+        let mount = read("mountinfo")
+            .lines()
+            .find(|line| line.contains(&*folder))
+            .map(str::to_owned);
+        if in_cgroup || (gantry && command.contains(&*folder)) || mount.is_some() {
+            let why = mount.unwrap_or_default();
+            // Gone in between: a process that ended while we looked is not left over.
+            if entry.path().join("stat").exists() && !read("stat").contains(") Z ") {
+                found.push(format!("process {pid} {command} {why}"));
+            }
+        }
+    }
+}
+
+fn interfaces(traces: &Traces<'_>, found: &mut Vec<String>) {
+    let links = enter(traces, "ip", &["-oneline", "link"]);
+    let hex = traces.instance.trim_start_matches("gantry-");
+    for line in links.lines() {
+        let name = line.split(':').nth(1).unwrap_or_default().trim();
+        let ours = line.contains(traces.instance) || (hex.len() == 8 && line.contains(hex));
+        // In a namespace of our own nothing but the loopback was there.
+        if ours || (!traces.enter.is_empty() && name != "lo") {
+            found.push(format!("interface {line}"));
+        }
+    }
+}
+
+fn rules(traces: &Traces<'_>, found: &mut Vec<String>) {
+    for line in enter(traces, "nft", &["list", "ruleset"]).lines() {
+        if line.contains(traces.instance) {
+            found.push(format!("rule {}", line.trim()));
+        }
+    }
+}
+
+fn enter(traces: &Traces<'_>, program: &str, words: &[&str]) -> String {
+    let mut command = if traces.enter.is_empty() {
+        Command::new(program)
+    } else {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(traces.enter).arg(program);
+        nsenter
+    };
+    run(command.args(words), None).ok()
+}
+
+fn cgroups(folder: &Path, instance: &str, depth: u32, found: &mut Vec<String>) {
+    if depth == 0 {
+        return;
+    }
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        if entry.file_name() == instance {
+            found.push(format!("cgroup {}", entry.path().display()));
+        } else {
+            cgroups(&entry.path(), instance, depth - 1, found);
+        }
+    }
+}

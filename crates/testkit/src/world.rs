@@ -1,0 +1,368 @@
+//! A running platform with everything of its own.
+
+use crate::run::{Done, eventually, run};
+use crate::{images, leftovers};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How long the daemon may take to serve, also on a machine that is busy with other tests.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// A client that takes longer hangs.
+const CLIENT_LIMIT_SECONDS: &str = "90";
+
+/// What a world is like.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// In a network namespace of its own.
+    pub isolated: bool,
+    /// More words for `gantry up`.
+    pub flags: Vec<String>,
+    /// Cgroup folders that the daemon joins before it becomes `gantry`.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// A running `gantry up` and what belongs to it. See the crate's front page.
+#[derive(Debug)]
+pub struct World {
+    program: PathBuf,
+    folder: tempfile::TempDir,
+    options: Options,
+    daemon: Option<Child>,
+    namespace: Option<Child>,
+    starts: u32,
+}
+
+impl World {
+    /// A running platform in this network namespace.
+    #[track_caller]
+    pub fn new(program: &str) -> Self {
+        Self::with(program, Options::default())
+    }
+
+    /// A running platform in a network namespace of its own.
+    #[track_caller]
+    pub fn isolated(program: &str) -> Self {
+        Self::with(
+            program,
+            Options {
+                isolated: true,
+                ..Options::default()
+            },
+        )
+    }
+
+    #[track_caller]
+    pub fn with(program: &str, options: Options) -> Self {
+        let mut world = Self::stopped(program, options);
+        world.up();
+        world
+    }
+
+    /// The directories (and the namespace) without a daemon yet.
+    #[track_caller]
+    pub fn stopped(program: &str, options: Options) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "whole-program tests make containers: run them as root"
+        );
+        let folder = tempfile::Builder::new()
+            .prefix("gantry-test-")
+            .tempdir()
+            .expect("a temporary folder can be made");
+        std::fs::create_dir(folder.path().join("docker-config")).expect("a folder can be made");
+        let namespace = options.isolated.then(network_namespace);
+        Self {
+            program: program.into(),
+            folder,
+            options,
+            daemon: None,
+            namespace,
+            starts: 0,
+        }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+    /// For files of the test itself.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("docker.sock")
+    }
+    /// The name that everything global of this world carries.
+    #[track_caller]
+    pub fn instance(&self) -> String {
+        std::fs::read_to_string(self.data_dir().join("instance"))
+            .expect("the daemon keeps its instance's name in D/instance")
+            .trim()
+            .to_owned()
+    }
+    /// Process id of the running daemon.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
+    /// Starts the daemon and waits until it serves.
+    #[track_caller]
+    pub fn up(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        self.starts += 1;
+        let log = self.log();
+        let file = std::fs::File::create(&log).expect("a log file can be made");
+        let mut command = self.daemon_command();
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a descriptor can be doubled"))
+            .stderr(file);
+        let mut child = command.spawn().expect("gantry can be started");
+        let ready = eventually("gantry up", START_LIMIT, || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if text.lines().any(|line| line.starts_with("ready in ")) {
+                return Ok(Ok(()));
+            }
+            match child.try_wait() {
+                Ok(Some(status)) => Ok(Err(format!("gantry up ended ({status}):\n{text}"))),
+                _ => Err(format!("it says:\n{text}")),
+            }
+        });
+        if let Err(text) = ready {
+            panic!("{text}");
+        }
+        self.daemon = Some(child);
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join(format!("up.{}.log", self.starts))
+    }
+
+    /// What the daemon said since its last start.
+    pub fn talk(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    fn daemon_command(&self) -> Command {
+        let mut words: Vec<String> = Vec::new();
+        if !self.options.cgroups.is_empty() {
+            let script = "for f in $FOLDERS; do echo 0 >$f/cgroup.procs; done; exec \"$@\"";
+            words.extend(["sh", "-c", script, "sh"].map(str::to_owned));
+        }
+        words.push(self.program.to_string_lossy().into_owned());
+        words.push("up".to_owned());
+        let mut command = self.enter(&words[0]);
+        command
+            .args(&words[1..])
+            .args(self.dir_flags())
+            .args(&self.options.flags);
+        let folders: Vec<_> = self
+            .options
+            .cgroups
+            .iter()
+            .map(|f| f.to_string_lossy())
+            .collect();
+        command.env("FOLDERS", folders.join(" "));
+        command
+    }
+
+    fn dir_flags(&self) -> [String; 4] {
+        [
+            "--data-dir".to_owned(),
+            self.data_dir().to_string_lossy().into_owned(),
+            "--run-dir".to_owned(),
+            self.run_dir().to_string_lossy().into_owned(),
+        ]
+    }
+
+    /// `program` in the world's network namespace.
+    pub fn enter(&self, program: &str) -> Command {
+        let words = self.enter_words();
+        if words.is_empty() {
+            return Command::new(program);
+        }
+        let mut command = Command::new("nsenter");
+        command.args(words).arg(program);
+        command
+    }
+
+    fn enter_words(&self) -> Vec<String> {
+        self.namespace
+            .iter()
+            .map(|holder| format!("--net=/proc/{}/ns/net", holder.id()))
+            .collect()
+    }
+
+    /// `kill -9` of the daemon, and of nothing else.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.kill().expect("the daemon can be killed");
+        daemon.wait().expect("the daemon can be waited for");
+    }
+
+    /// SIGTERM, and the exit code.
+    #[track_caller]
+    pub fn terminate(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("the daemon can be signalled");
+        let status = daemon.wait().expect("the daemon can be waited for");
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    }
+
+    /// Our own command on this instance.
+    #[track_caller]
+    pub fn gantry(&self, words: &[&str]) -> Done {
+        self.gantry_with(words, None)
+    }
+
+    #[track_caller]
+    pub fn gantry_with(&self, words: &[&str], input: Option<&[u8]>) -> Done {
+        let mut command = self.enter("timeout");
+        command
+            .arg(CLIENT_LIMIT_SECONDS)
+            .arg(&self.program)
+            .args(words)
+            .env("GANTRY_DATA_DIR", self.data_dir())
+            .env("GANTRY_RUN_DIR", self.run_dir());
+        run(&mut command, input)
+    }
+
+    /// The real docker client on this world's socket.
+    #[track_caller]
+    pub fn docker(&self, words: &[&str]) -> Done {
+        run(&mut self.docker_command(words), None)
+    }
+
+    #[track_caller]
+    pub fn docker_with(&self, words: &[&str], input: &[u8]) -> Done {
+        run(&mut self.docker_command(words), Some(input))
+    }
+
+    /// The same, not started yet.
+    pub fn docker_command(&self, words: &[&str]) -> Command {
+        let mut command = self.enter("timeout");
+        command
+            .arg(CLIENT_LIMIT_SECONDS)
+            .arg("docker")
+            .args(words)
+            .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
+            .env("DOCKER_CONFIG", self.folder.path().join("docker-config"))
+            .env("DOCKER_CLI_HINTS", "false")
+            .env_remove("DOCKER_API_VERSION")
+            .env_remove("DOCKER_CONTEXT");
+        command
+    }
+
+    /// Brings `busybox:latest` in.
+    #[track_caller]
+    pub fn load_busybox(&self) {
+        let done = self.docker_with(&["load"], &images::busybox_archive());
+        assert_eq!(done.ok(), "Loaded image: busybox:latest");
+    }
+
+    /// `gantry down --purge`; then nothing may be left.
+    #[track_caller]
+    pub fn purge(mut self) {
+        let left = self.purge_now();
+        assert!(
+            left.is_empty(),
+            "left after `gantry down --purge`:\n{}",
+            left.join("\n")
+        );
+    }
+
+    /// What is on the machine of this world now.
+    pub fn leftovers(&self, instance: &str) -> Vec<String> {
+        leftovers::find(&leftovers::Traces {
+            instance,
+            folder: self.folder.path(),
+            data_dir: &self.data_dir(),
+            run_dir: &self.run_dir(),
+            enter: &self.enter_words(),
+        })
+    }
+
+    fn purge_now(&mut self) -> Vec<String> {
+        let instance =
+            std::fs::read_to_string(self.data_dir().join("instance")).unwrap_or_default();
+        let done = self.gantry(&["down", "--purge"]);
+        if let Some(mut daemon) = self.daemon.take() {
+            // Ended by `down`; killing is for the case that it failed.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        let mut left = self.leftovers(if instance.trim().is_empty() {
+            "gantry-never-named"
+        } else {
+            instance.trim()
+        });
+        if done.code != 0 {
+            left.push(done.to_string());
+        }
+        if let Some(mut holder) = self.namespace.take() {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
+        left
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon said:\n{}", self.talk());
+        }
+        if self.namespace.is_none() && self.daemon.is_none() && !self.data_dir().exists() {
+            return;
+        }
+        let left = self.purge_now();
+        if !left.is_empty() {
+            let text = format!("left after `gantry down --purge`:\n{}", left.join("\n"));
+            if std::thread::panicking() {
+                eprintln!("{text}");
+            } else {
+                panic!("{text}");
+            }
+        }
+    }
+}
+
+/// A process that holds a new network namespace with its loopback up.
+#[track_caller]
+fn network_namespace() -> Child {
+    let holder = Command::new("unshare")
+        .args(["--net", "--", "sleep", "infinity"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("unshare can be started");
+    let namespace = format!("/proc/{}/ns/net", holder.id());
+    let ours = std::fs::read_link("/proc/self/ns/net").expect("/proc is mounted");
+    eventually(
+        "a network namespace",
+        START_LIMIT,
+        || match std::fs::read_link(&namespace) {
+            Ok(link) if link != ours => Ok(()),
+            Ok(_) => Err("not yet".to_owned()),
+            Err(e) => Err(e.to_string()),
+        },
+    );
+    run(
+        Command::new("nsenter")
+            .arg(format!("--net={namespace}"))
+            .args(["ip", "link", "set", "lo", "up"]),
+        None,
+    )
+    .ok();
+    holder
+}

@@ -1,0 +1,165 @@
+//! Debian packages that `make up` and `make test` need. Only what is missing is installed, and every name is said.
+
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::Command;
+
+/// A thing that must be there, and the packages that bring it; the first one that apt knows is taken.
+#[derive(Debug)]
+pub(crate) struct Need {
+    what: What,
+    packages: &'static [&'static str],
+}
+
+#[derive(Debug)]
+enum What {
+    /// A program in PATH.
+    Program(&'static str),
+    /// The package itself, where a program's name does not tell.
+    Package,
+}
+
+const DOCKER: Need = Need {
+    what: What::Program("docker"),
+    // Newer releases have the client alone; in older ones it comes with the daemon, which stays stopped (see `apt_install`).
+    packages: &["docker-cli", "docker.io"],
+};
+
+pub(crate) const UP: [Need; 1] = [DOCKER];
+
+pub(crate) const TEST: [Need; 8] = [
+    DOCKER,
+    Need {
+        what: What::Package,
+        packages: &["busybox-static"],
+    },
+    Need {
+        what: What::Program("mmdebstrap"),
+        packages: &["mmdebstrap"],
+    },
+    Need {
+        what: What::Program("nft"),
+        packages: &["nftables"],
+    },
+    Need {
+        what: What::Program("iptables"),
+        packages: &["iptables"],
+    },
+    Need {
+        what: What::Program("ip"),
+        packages: &["iproute2"],
+    },
+    Need {
+        what: What::Program("nsenter"),
+        packages: &["util-linux"],
+    },
+    Need {
+        what: What::Program("curl"),
+        packages: &["curl"],
+    },
+];
+
+pub(crate) fn install(needs: &[Need]) -> anyhow::Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_met()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !in_path("apt-get") {
+        let names: Vec<_> = missing.iter().map(|need| need.packages[0]).collect();
+        bail!(
+            "this machine lacks {} and has no apt-get; install them by hand",
+            names.join(", ")
+        );
+    }
+    let mut packages = missing_names(&missing);
+    if packages.is_empty() {
+        println!("apt-get update (the package lists are empty)");
+        apt(&["update", "-q"])?;
+        packages = missing_names(&missing);
+    }
+    if packages.len() < missing.len() {
+        bail!("apt knows no package for: {missing:?}");
+    }
+    println!("installing Debian packages: {}", packages.join(" "));
+    apt_install(&packages)
+}
+
+impl Need {
+    fn is_met(&self) -> bool {
+        match self.what {
+            What::Program(name) => in_path(name),
+            What::Package => self.packages.iter().any(|name| is_installed(name)),
+        }
+    }
+}
+
+fn missing_names(missing: &[&Need]) -> Vec<&'static str> {
+    let known = |name: &&&'static str| {
+        Command::new("apt-cache")
+            .args(["show", "--quiet=2", **name])
+            .output()
+            .is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
+    };
+    missing
+        .iter()
+        .filter_map(|need| need.packages.iter().find(known).copied())
+        .collect()
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Tools of the system administrator are not in everybody's PATH.
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(program).is_file())
+}
+
+fn apt(words: &[&str]) -> anyhow::Result<()> {
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|output| output.stdout == b"0\n");
+    let mut command = if root {
+        Command::new("apt-get")
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["--preserve-env=DEBIAN_FRONTEND", "apt-get"]);
+        sudo
+    };
+    let status = command
+        .args(words)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("starting apt-get")?;
+    if !status.success() {
+        bail!("apt-get {} failed ({status})", words.join(" "));
+    }
+    Ok(())
+}
+
+/// Installs without starting daemons: Debian asks `policy-rc.d`, and 101 means "do not". A policy that is there is left alone.
+fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let ours = !policy.exists()
+        && std::fs::write(policy, "#!/bin/sh\nexit 101\n").is_ok()
+        && std::fs::set_permissions(policy, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .is_ok();
+    let mut words = vec!["install", "-y", "-q", "--no-install-recommends"];
+    words.extend(packages);
+    let result = apt(&words).or_else(|_| {
+        // The lists may be older than the archive.
+        println!("apt-get update (the first try failed)");
+        apt(&["update", "-q"]).and_then(|()| apt(&words))
+    });
+    if ours {
+        let _ = std::fs::remove_file(policy);
+    }
+    result
+}
