@@ -20,6 +20,7 @@
 pub mod archive;
 pub mod container;
 pub mod events;
+mod files;
 pub mod instructions;
 pub mod logs;
 pub mod prune;

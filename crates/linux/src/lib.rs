@@ -2,4 +2,6 @@
 
 pub mod dirfd;
 pub mod ipc;
+pub mod path;
 pub mod program;
+pub mod view;
