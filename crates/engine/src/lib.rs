@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) images: gantry_image::Store,
     pub(crate) networks: gantry_network::Networks,
     pub(crate) events: events::Bus,
+    pub(crate) volumes: volumes::Volumes,
     pub(crate) containers: container::table::Table,
 }
 
