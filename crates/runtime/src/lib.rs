@@ -14,4 +14,9 @@
 //!
 //! Spec: OCI runtime-spec 1.2.
 
+#![forbid(unsafe_code)]
+
+pub mod cgroup;
+pub mod launch;
 pub mod proto;
+pub mod seccomp;
