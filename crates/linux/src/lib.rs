@@ -3,5 +3,6 @@
 pub mod dirfd;
 pub mod ipc;
 pub mod path;
+pub mod netlink;
 pub mod program;
 pub mod view;

@@ -104,11 +104,11 @@ pub struct Networks {}
 
 impl Networks {
     /// Makes what is missing, repairs what was changed (bridge, address, sysctls, table), keeps leases and published ports of
-    /// `live` containers (id → endpoint's bindings as recorded) and drops all others.
+    /// `live` containers (by id, as their records say) and drops all others. Leases have no home but those records.
     pub fn open(
         _settings: Settings,
         _db: Db,
-        _live: &BTreeMap<String, Vec<PortBinding>>,
+        _live: &BTreeMap<String, (Vec<Endpoint>, Vec<PortBinding>)>,
     ) -> Result<Self> {
         todo!()
     }
@@ -119,8 +119,9 @@ impl Networks {
     pub fn get(&self, _name: &str) -> Result<Record> {
         todo!()
     }
-    /// Takes an address for `container`. Idempotent per container and network. `wanted`: a static address.
-    pub async fn connect(
+    /// Takes an address for `container`. Idempotent per container and network. `wanted`: a static address. In memory only: the
+    /// caller stores the endpoint in its own record.
+    pub fn connect(
         &self,
         _container: &str,
         _network: &str,
@@ -133,8 +134,9 @@ impl Networks {
     /// (`driver failed programming external connectivity on endpoint …: Bind for 0.0.0.0:80 failed: port is already allocated`).
     pub fn reserve(
         &self,
+        _container: &str,
         _container_name: &str,
-        _endpoint_id: &str,
+        _endpoint: &Endpoint,
         _ports: &[PortRequest],
     ) -> Result<Published> {
         todo!()
@@ -148,8 +150,8 @@ impl Networks {
     ) -> Result<()> {
         todo!()
     }
-    /// Gives back addresses and NAT entries of a container. Unknown is fine.
-    pub async fn release(&self, _container: &str) -> Result<()> {
+    /// Gives back addresses, port reservations and NAT entries of a container. Unknown is fine.
+    pub fn release(&self, _container: &str) -> Result<()> {
         todo!()
     }
     /// Foreign base chains that drop forwarded traffic, as `table chain` sentences for `status` and `doctor`.
