@@ -4,7 +4,7 @@
 //! D/instance      the name, when D is not the default directory
 //! D/lock          held by the running daemon (flock); says which one in a sentence to the second
 //! R/daemon.lock   the same for the run directory
-//! R/daemon.json   what the running daemon is and listens on ([`Daemon`]); absent when none runs
+//! R/daemon.json   what the running or last daemon is and listens on ([`Daemon`]); the lock files hold the same
 //! ```
 //! A lock, not a pid file, says whether a daemon runs: the kernel drops it with the process, also after `kill -9`.
 
@@ -22,6 +22,9 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/gantry";
 const DEFAULT_RUN_DIR: &str = "/run/gantry";
 /// A pid file or name file longer than this is not ours.
 const SMALL_FILE_LIMIT: u64 = 64 << 10;
+/// How often, and how far apart, a lock is looked at before what it shows is believed.
+const LOOKS: u32 = 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// The two directories that name an instance. Absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,16 +96,56 @@ impl Dirs {
         Ok(name)
     }
 
-    /// The daemon that runs on this instance now.
+    /// The daemon that runs on this instance now. The data directory decides; a run directory that serves another one is refused.
     pub fn daemon(&self) -> anyhow::Result<Option<Daemon>> {
-        let locks = [self.run.join("daemon.lock"), self.data.join("lock")];
-        for path in &locks {
-            if let Some(holder) = holder(path)? {
-                return Ok(Some(holder));
-            }
+        if let Some(daemon) = holder(&self.data.join("lock"))? {
+            return Ok(Some(daemon));
         }
-        Ok(None)
+        self.check_run_dir()?;
+        holder(&self.run.join("daemon.lock"))
     }
+
+    /// Refuses when `R` holds the run-time state of another data directory: two instances must not be taken for one.
+    pub fn check_run_dir(&self) -> anyhow::Result<()> {
+        let Some(other) = described(&self.run.join("daemon.json"))? else {
+            return Ok(());
+        };
+        if other.data_dir != self.data && is_used(&self.run) {
+            bail!(
+                "{} belongs to the gantry on --data-dir {}; name the --run-dir of {}",
+                self.run.display(),
+                other.data_dir.display(),
+                self.data.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses when containers of this data directory run with another run directory: they would be taken for dead.
+    fn check_earlier_run_dir(&self) -> anyhow::Result<()> {
+        let Some(earlier) = described(&self.data.join("lock"))? else {
+            return Ok(());
+        };
+        if earlier.run_dir != self.run && is_used(&earlier.run_dir) {
+            bail!(
+                "containers of {} still run with --run-dir {}; start with that one, or end them with `gantry down --purge`",
+                self.data.display(),
+                earlier.run_dir.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether a daemon or its containers use this run directory.
+fn is_used(run_dir: &Path) -> bool {
+    let containers = std::fs::read_dir(run_dir.join("c")).is_ok_and(|mut c| c.next().is_some());
+    containers || !matches!(holder(&run_dir.join("daemon.lock")), Ok(None))
+}
+
+/// What a daemon wrote about itself; `None` when the file is absent or not (yet) whole.
+fn described(path: &Path) -> anyhow::Result<Option<Daemon>> {
+    Ok(read_small(path)?.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -182,15 +225,33 @@ pub fn start_ticks(pid: i32) -> Option<u64> {
 /// Both locks of a running daemon. They end with the process.
 #[derive(Debug)]
 pub struct Locks {
-    files: [File; 2],
+    files: Vec<File>,
 }
 
 impl Locks {
     /// Takes both, or says in one sentence who has them.
     pub fn take(dirs: &Dirs) -> anyhow::Result<Self> {
+        dirs.check_earlier_run_dir()?;
+        dirs.check_run_dir()?;
         let data = lock(&dirs.data.join("lock"), &dirs.data, "--data-dir")?;
         let run = lock(&dirs.run.join("daemon.lock"), &dirs.run, "--run-dir")?;
-        Ok(Self { files: [data, run] })
+        Ok(Self {
+            files: vec![data, run],
+        })
+    }
+
+    /// The same where the directories are there, making nothing new.
+    pub fn take_existing(dirs: &Dirs) -> anyhow::Result<Self> {
+        let mut files = Vec::new();
+        for (path, dir, flag) in [
+            (dirs.data.join("lock"), &dirs.data, "--data-dir"),
+            (dirs.run.join("daemon.lock"), &dirs.run, "--run-dir"),
+        ] {
+            if path.exists() {
+                files.push(lock(&path, dir, flag)?);
+            }
+        }
+        Ok(Self { files })
     }
 
     /// Writes who holds them, for `down`, `env` and the second daemon.
@@ -220,24 +281,17 @@ fn lock(path: &Path, dir: &Path, flag: &str) -> anyhow::Result<File> {
         .with_context(|| format!("opening {}", path.display()))?;
     // Whoever only looks ([`holder`]) has the lock for microseconds; that must not read as a second daemon.
     let mut taken = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-    for _ in 0..10 {
+    for _ in 0..LOOKS {
         if taken != Err(rustix::io::Errno::WOULDBLOCK) {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(PAUSE);
         taken = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     }
     match taken {
-        Ok(()) => {
-            // What a dead predecessor wrote about itself must not be read as about us.
-            file.set_len(0)
-                .with_context(|| format!("emptying {}", path.display()))?;
-            Ok(file)
-        }
+        Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let who = read_small(path)?
-                .and_then(|text| serde_json::from_str::<Daemon>(&text).ok())
-                .map_or_else(String::new, |d| format!(" (pid {})", d.pid));
+            let who = described(path)?.map_or_else(String::new, |d| format!(" (pid {})", d.pid));
             bail!(
                 "another gantry{who} already runs on {}; stop it with `gantry down` or choose another {flag}",
                 dir.display()
@@ -257,15 +311,19 @@ fn holder(path: &Path) -> anyhow::Result<Option<Daemon>> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(None),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let text = read_small(path)?.unwrap_or_default();
-            // Between taking the lock and describing itself a daemon is nameless for some milliseconds.
-            let daemon = serde_json::from_str(&text).with_context(|| {
-                format!(
-                    "{} is held by a gantry that is just starting; try again",
-                    path.display()
-                )
-            })?;
-            Ok(Some(daemon))
+            // Between taking the lock and describing itself a daemon is nameless, or has its dead predecessor's name.
+            for _ in 0..LOOKS {
+                if let Some(daemon) = described(path)?
+                    && daemon.pidfd().is_some()
+                {
+                    return Ok(Some(daemon));
+                }
+                std::thread::sleep(PAUSE);
+            }
+            bail!(
+                "{} is held by a gantry that is just starting; try again",
+                path.display()
+            )
         }
         Err(e) => Err(e).with_context(|| format!("looking at the lock {}", path.display())),
     }
@@ -337,9 +395,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dirs = dirs(root.path());
         let mut locks = Locks::take(&dirs).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
         let me = Daemon {
-            pid: 4711,
-            start_ticks: 1,
+            pid,
+            start_ticks: start_ticks(pid).unwrap(),
             version: "0".into(),
             instance: "gantry-00000000".into(),
             data_dir: dirs.data.clone(),
@@ -350,11 +409,66 @@ mod tests {
         locks.describe(&me).unwrap();
         let refusal = Locks::take(&dirs).unwrap_err().to_string();
         assert!(
-            refusal.contains("pid 4711") && refusal.contains("--data-dir"),
+            refusal.contains(&format!("pid {pid}")) && refusal.contains("--data-dir"),
             "{refusal}"
         );
-        assert_eq!(dirs.daemon().unwrap().unwrap().pid, 4711);
+        assert_eq!(dirs.daemon().unwrap().unwrap().pid, pid);
         drop(locks);
         assert!(dirs.daemon().unwrap().is_none());
+    }
+
+    #[test]
+    fn instances_are_not_taken_for_each_other() {
+        let root = tempfile::tempdir().unwrap();
+        let first = dirs(root.path());
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let mut locks = Locks::take(&first).unwrap();
+        locks
+            .describe(&Daemon {
+                pid,
+                start_ticks: start_ticks(pid).unwrap(),
+                version: "0".into(),
+                instance: "gantry-00000000".into(),
+                data_dir: first.data.clone(),
+                run_dir: first.run.clone(),
+                docker: None,
+                started_at: jiff::Timestamp::UNIX_EPOCH,
+            })
+            .unwrap();
+        // Another data directory with this run directory: refused while a daemon or containers use it.
+        let second = Dirs {
+            data: root.path().join("other"),
+            run: first.run.clone(),
+        };
+        second.create().unwrap();
+        assert!(
+            second
+                .daemon()
+                .unwrap_err()
+                .to_string()
+                .contains("belongs to")
+        );
+        drop(locks);
+        assert!(second.daemon().unwrap().is_none());
+        // This data directory with another run directory: refused while containers are left in the first.
+        std::fs::create_dir_all(first.run.join("c/1")).unwrap();
+        assert!(
+            Locks::take(&second)
+                .unwrap_err()
+                .to_string()
+                .contains("belongs to")
+        );
+        let moved = Dirs {
+            data: first.data.clone(),
+            run: root.path().join("run2"),
+        };
+        moved.create().unwrap();
+        assert!(
+            Locks::take(&moved)
+                .unwrap_err()
+                .to_string()
+                .contains("still run with")
+        );
+        assert!(Locks::take(&first).is_ok());
     }
 }

@@ -21,6 +21,7 @@ mod instance;
 mod listener;
 mod logging;
 mod output;
+mod purge;
 mod runtime_program;
 mod settings;
 

@@ -1,7 +1,8 @@
-//! `gantry down`.
+//! `gantry down`: ends the daemon of an instance, however it was started; `--purge` takes everything else away too.
 
 use crate::args::DownArgs;
-use crate::instance::{Daemon, Dirs};
+use crate::instance::{Daemon, Dirs, Locks};
+use crate::purge;
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
@@ -12,12 +13,44 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(dirs: &Dirs, down: &DownArgs) -> anyhow::Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("gantry down needs root in this build; use sudo");
+    }
     let daemon = dirs.daemon()?;
     if let Some(daemon) = &daemon {
         stop(daemon)?;
         eprintln!("stopped gantry, pid {}", daemon.pid);
     }
-    let _ = down;
+    // A daemon that was started with another pair of directories knows better where its things are.
+    let dirs = daemon.map_or_else(
+        || dirs.clone(),
+        |daemon| Dirs {
+            data: daemon.data_dir,
+            run: daemon.run_dir,
+        },
+    );
+    dirs.check_run_dir()?;
+    let instance = dirs.instance()?;
+    let _locks = Locks::take_existing(&dirs)?;
+    if down.purge {
+        let purged = purge::purge(&dirs, instance.as_deref())?;
+        eprintln!(
+            "purged {}: {} processes, {} mounts, and every rule, bridge, cgroup and file",
+            instance
+                .as_deref()
+                .unwrap_or("nothing; no instance was there"),
+            purged.processes,
+            purged.mounts
+        );
+    } else if let Some(instance) = instance {
+        let settings = gantry_network::Settings {
+            instance,
+            subnet_pool: ipnet::Ipv4Net::default(),
+            firewall: gantry_network::Firewall::Friendly,
+        };
+        gantry_network::Networks::remove_all(&settings, false)
+            .map_err(|e| anyhow::anyhow!(e.chain()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

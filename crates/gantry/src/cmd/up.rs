@@ -98,9 +98,8 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         tracing::info!("stopping; containers run on");
         let _ = stop.send(true);
         if let Some(face) = face {
-            match tokio::time::timeout(GRACE, face).await {
-                Ok(Ok(Err(error))) => tracing::error!("the Docker API ended: {}", error.chain()),
-                Ok(_) | Err(_) => {}
+            if let Ok(Ok(Err(error))) = tokio::time::timeout(GRACE, face).await {
+                tracing::error!("the Docker API ended: {}", error.chain());
             }
         }
         engine.shutdown().await;
@@ -109,7 +108,6 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     if let Some(place) = place {
         place.remove();
     }
-    let _ = std::fs::remove_file(dirs.run.join("daemon.json"));
     // A blocking thread in the middle of an archive must not hold the exit up: what it did is undone at the next start.
     runtime.shutdown_timeout(GRACE);
     outcome
