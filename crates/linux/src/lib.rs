@@ -2,7 +2,7 @@
 
 pub mod dirfd;
 pub mod ipc;
-pub mod path;
 pub mod netlink;
+pub mod path;
 pub mod program;
 pub mod view;

@@ -20,3 +20,5 @@ pub mod cgroup;
 pub mod launch;
 pub mod proto;
 pub mod seccomp;
+pub mod spawner;
+pub mod supervisor;

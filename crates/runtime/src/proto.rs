@@ -10,6 +10,8 @@
 //!
 //! Unknown JSON fields are ignored on both sides, unknown request kinds are answered with [`Event::Refused`].
 
+use crate::seccomp::Filter;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use gantry_oci::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -91,6 +93,23 @@ pub mod kind {
     pub const STDERR: u8 = 2;
 }
 
+/// A compiled seccomp filter as it travels in [`Spawn`] and [`Request::Exec`]: base64 of the flags (`u32` little-endian) and the program.
+pub fn encode_filter(filter: &Filter) -> String {
+    let mut bytes = filter.flags.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&filter.program);
+    STANDARD.encode(bytes)
+}
+
+/// The reverse of [`encode_filter`]; `None` when the text cannot be one.
+pub fn decode_filter(text: &str) -> Option<Filter> {
+    let bytes = STANDARD.decode(text).ok()?;
+    let (flags, program) = bytes.split_first_chunk::<4>()?;
+    Some(Filter {
+        program: program.to_vec(),
+        flags: u32::from_le_bytes(*flags),
+    })
+}
+
 /// Asks the spawner for a supervisor. The message(s) ([`packet`]) carry, in this order: the supervisor's end of the control
 /// connection, one bound and listening (TCP) or bound (UDP) socket per entry of `ports`, one connected stream socket per entry of `attach`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -100,7 +119,7 @@ pub struct Spawn {
     pub id: String,
     pub spec: Spec,
     pub rootfs: Rootfs,
-    /// `spec.linux.seccomp` compiled beforehand (base64 of `struct sock_filter[]`), so that no start compiles it again.
+    /// `spec.linux.seccomp` compiled beforehand ([`encode_filter`]), so that no start compiles it again.
     pub filter: Option<String>,
     /// `R/c/<id>`: made by the daemon, 0700. The supervisor puts here `sock`, `state.json`, `exit.json` ([`Exit`]).
     pub run_dir: PathBuf,

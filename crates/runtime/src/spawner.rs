@@ -22,11 +22,11 @@ use std::process::ExitCode;
 /// A packet's payload and header at most.
 const PACKET_LIMIT: usize = packet::INLINE_LIMIT + packet::HEADER;
 
-/// Runs the spawner on the packet socket that is its stdin. `arguments` are those after `spawner`.
-pub fn main(arguments: &[String]) -> ExitCode {
+/// Runs the spawner on the packet socket that is its stdin.
+pub fn main() -> ExitCode {
     program::close_from(3);
     program::small_heap();
-    match run(arguments) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gantry-runtime spawner: {error}");
@@ -35,10 +35,14 @@ pub fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
-fn run(arguments: &[String]) -> io::Result<()> {
-    let cgroup = match arguments {
-        [flag, cgroup, ..] if flag == "--cgroup" => cgroup.as_str(),
-        _ => return Err(io::Error::other("usage: spawner --cgroup PATH")),
+fn run() -> io::Result<()> {
+    let mut arguments = std::env::args_os().skip(2);
+    let cgroup = match (arguments.next(), arguments.next()) {
+        (Some(flag), Some(cgroup)) if flag == "--cgroup" => cgroup.into_string().ok(),
+        _ => None,
+    };
+    let Some(cgroup) = cgroup.as_deref() else {
+        return Err(io::Error::other("usage: spawner --cgroup PATH"));
     };
     let socket = take_stdin()?;
     rustix::io::ioctl_fionbio(&socket, false)?;
@@ -135,8 +139,11 @@ fn become_supervisor(
 fn read_memfd(memfd: OwnedFd) -> Vec<u8> {
     let file = File::from(memfd);
     let mut bytes = Vec::new();
-    let whole = io::Seek::rewind(&mut &file)
-        .and_then(|()| (&file).take(packet::SPAWN_LIMIT as u64).read_to_end(&mut bytes));
+    let whole = io::Seek::rewind(&mut &file).and_then(|()| {
+        (&file)
+            .take(packet::SPAWN_LIMIT as u64)
+            .read_to_end(&mut bytes)
+    });
     whole.map_or_else(|_| Vec::new(), |_| bytes)
 }
 
@@ -185,7 +192,11 @@ fn enter(hierarchy: &Hierarchy, cgroup: &str) -> io::Result<()> {
             }
         }
     }
-    let file = if hierarchy.v2 { "cgroup.procs" } else { "tasks" };
+    let file = if hierarchy.v2 {
+        "cgroup.procs"
+    } else {
+        "tasks"
+    };
     fs::write(dir.join(file), "0")
 }
 

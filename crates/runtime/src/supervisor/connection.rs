@@ -3,10 +3,12 @@
 //! Reading and writing end apart: a client that has closed is still owed nothing, but what it sent before is still input;
 //! a client that has only ended its input still wants output.
 
+use super::log::Stream;
 use super::poll::{Key, Kind, Poll};
 use super::session::Watch;
 use crate::proto::{self, BadFrame, Event, HEADER, Streams, kind};
 use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -23,7 +25,10 @@ pub(super) enum Role {
     New,
     Control,
     /// Of the container or of an exec.
-    Stream { session: Key, streams: Streams },
+    Stream {
+        session: Key,
+        streams: Streams,
+    },
 }
 
 #[derive(Debug)]
@@ -76,6 +81,25 @@ impl Connection {
         }
     }
 
+    /// Whether the client takes this stream.
+    pub(super) fn wants(&self, stream: Stream) -> bool {
+        match (self.role, stream) {
+            (Role::Stream { streams, .. }, Stream::Stdout) => self.is_writing() && streams.stdout,
+            (Role::Stream { streams, .. }, Stream::Stderr) => self.is_writing() && streams.stderr,
+            (Role::New | Role::Control, _) => false,
+        }
+    }
+
+    /// The other end is closed; asked of the kernel now.
+    pub(super) fn peer_is_gone(&self) -> bool {
+        let mut poll = [PollFd::from_borrowed_fd(
+            self.watch.fd(),
+            PollFlags::empty(),
+        )];
+        let now = Timespec::default();
+        rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|n| n > 0)
+    }
+
     /// Whether the client can be sent output at all.
     pub(super) fn is_writing(&self) -> bool {
         self.writing && !self.closing
@@ -92,8 +116,7 @@ impl Connection {
         }
         // A hang-up is always reported; that is all an idle client is watched for after it ended its input.
         let quiet = flags.is_empty() && self.writing && !self.paused;
-        self.watch
-            .set(poll, Kind::Connection, key, flags, quiet);
+        self.watch.set(poll, Kind::Connection, key, flags, quiet);
     }
 
     pub(super) fn unwatch(&mut self, poll: &Poll) {

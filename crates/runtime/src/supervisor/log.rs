@@ -227,7 +227,11 @@ fn open(path: &std::path::Path, empty: bool) -> io::Result<(File, u64)> {
 /// Everything that follows the text of a line.
 fn line_end(stream: Stream, now: SystemTime) -> Vec<u8> {
     let time = time::rfc3339_nano(now);
-    format!("\",\"stream\":\"{}\",\"time\":\"{time}\"}}\n", stream.name()).into_bytes()
+    format!(
+        "\",\"stream\":\"{}\",\"time\":\"{time}\"}}\n",
+        stream.name()
+    )
+    .into_bytes()
 }
 
 /// The text as Go's encoding/json writes it inside quotes, HTML escapes included.
@@ -291,12 +295,8 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
         // `<` and `>` differ in bit 1 only.
         let angle = is(word | ONES * 2, b'>');
-        let special = control
-            | (word & HIGH)
-            | angle
-            | is(word, b'"')
-            | is(word, b'\\')
-            | is(word, b'&');
+        let special =
+            control | (word & HIGH) | angle | is(word, b'"') | is(word, b'\\') | is(word, b'&');
         if special != 0 {
             // The lowest mark is exact; a borrow can only add false ones above it.
             return at + special.trailing_zeros() as usize / 8;
@@ -323,13 +323,19 @@ mod tests {
     struct Scratch(PathBuf);
     impl Scratch {
         fn new(name: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("gantry-log-{name}-{}", std::process::id()));
+            let dir =
+                std::env::temp_dir().join(format!("gantry-log-{name}-{}", std::process::id()));
             std::fs::create_dir_all(&dir).unwrap();
             Self(dir)
         }
         fn logger(&self, max_size: Option<u64>, max_files: u32) -> Logger {
             let path = self.0.join("log");
-            Logger::open(&proto::Log { path, max_size, max_files }).unwrap()
+            Logger::open(&proto::Log {
+                path,
+                max_size,
+                max_files,
+            })
+            .unwrap()
         }
         fn read(&self, name: &str) -> String {
             std::fs::read_to_string(self.0.join(name)).unwrap()
@@ -344,13 +350,25 @@ mod tests {
     #[test]
     fn text_is_escaped_as_go_does() {
         for (text, expected) in [
-            (&b"plain text, longer than eight"[..], "plain text, longer than eight"),
-            (b"<a href=\"x\">&amp;\\", "\\u003ca href=\\\"x\\\"\\u003e\\u0026amp;\\\\"),
+            (
+                &b"plain text, longer than eight"[..],
+                "plain text, longer than eight",
+            ),
+            (
+                b"<a href=\"x\">&amp;\\",
+                "\\u003ca href=\\\"x\\\"\\u003e\\u0026amp;\\\\",
+            ),
             (b"a\tb\r\n\x1b[0m\x7f", "a\\u0009b\\r\\n\\u001b[0m\x7f"),
             ("grün € 😀".as_bytes(), "grün € 😀"),
             ("\u{2028}\u{2029}".as_bytes(), "\\u2028\\u2029"),
-            (b"bad\xff\xfeend\xe2\x82", "bad\\ufffd\\ufffdend\\ufffd\\ufffd"),
-            (b"\x00\x00\x00\x00\x00\x00\x00\x00\x01", "\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0001"),
+            (
+                b"bad\xff\xfeend\xe2\x82",
+                "bad\\ufffd\\ufffdend\\ufffd\\ufffd",
+            ),
+            (
+                b"\x00\x00\x00\x00\x00\x00\x00\x00\x01",
+                "\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0001",
+            ),
         ] {
             assert_eq!(escaped(text), expected);
         }
@@ -380,7 +398,9 @@ mod tests {
         logger.append(Stream::Stdout, b"o\n\nrest", now);
         logger.finish(now);
         let line = |text: &str, stream: &str| {
-            format!("{{\"log\":\"{text}\",\"stream\":\"{stream}\",\"time\":\"2001-09-09T01:46:40.12Z\"}}\n")
+            format!(
+                "{{\"log\":\"{text}\",\"stream\":\"{stream}\",\"time\":\"2001-09-09T01:46:40.12Z\"}}\n"
+            )
         };
         let expected = [
             line("one\\n", "stdout"),
@@ -403,7 +423,12 @@ mod tests {
         let lengths: Vec<usize> = scratch
             .read("log")
             .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["log"].as_str().unwrap().len())
+            .map(|line| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()["log"]
+                    .as_str()
+                    .unwrap()
+                    .len()
+            })
             .collect();
         assert_eq!(lengths, [CHUNK, CHUNK, 6]);
     }
@@ -413,12 +438,20 @@ mod tests {
         let scratch = Scratch::new("rotate");
         let mut logger = scratch.logger(Some(1000), 50);
         for number in 0..100 {
-            logger.append(Stream::Stdout, format!("line {number}\n").as_bytes(), UNIX_EPOCH);
+            logger.append(
+                Stream::Stdout,
+                format!("line {number}\n").as_bytes(),
+                UNIX_EPOCH,
+            );
         }
         let mut all = String::new();
         let mut files = 0;
         for number in (0..50).rev() {
-            let name = if number == 0 { "log".into() } else { format!("log.{number}") };
+            let name = if number == 0 {
+                "log".into()
+            } else {
+                format!("log.{number}")
+            };
             if let Ok(text) = std::fs::read_to_string(scratch.0.join(&name)) {
                 assert!(text.len() < 1100, "{name} has {}", text.len());
                 all += &text;
@@ -428,7 +461,14 @@ mod tests {
         assert!(files > 5);
         let numbers: Vec<usize> = all
             .lines()
-            .map(|line| line["{\"log\":\"line ".len()..].split('\\').next().unwrap().parse().unwrap())
+            .map(|line| {
+                line["{\"log\":\"line ".len()..]
+                    .split('\\')
+                    .next()
+                    .unwrap()
+                    .parse()
+                    .unwrap()
+            })
             .collect();
         assert_eq!(numbers, (0..100).collect::<Vec<_>>());
         logger.set_limits(Some(500), 2);

@@ -74,7 +74,13 @@ impl Poll {
         epoll::add(&self.0, fd, data(kind, key), flags)
     }
 
-    pub(super) fn modify(&self, fd: impl AsFd, kind: Kind, key: Key, flags: EventFlags) -> Result<()> {
+    pub(super) fn modify(
+        &self,
+        fd: impl AsFd,
+        kind: Kind,
+        key: Key,
+        flags: EventFlags,
+    ) -> Result<()> {
         epoll::modify(&self.0, fd, data(kind, key), flags)
     }
 

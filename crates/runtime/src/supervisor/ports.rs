@@ -82,12 +82,20 @@ struct Flow {
 
 impl Ports {
     /// Takes the sockets over and begins to serve them.
-    pub(super) fn open(poll: &Poll, forwards: &[Forward], sockets: Vec<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn open(
+        poll: &Poll,
+        forwards: &[Forward],
+        sockets: Vec<OwnedFd>,
+    ) -> io::Result<Self> {
         let mut ports = Self::default();
         for (forward, socket) in forwards.iter().zip(sockets) {
             let port = Port::new(*forward, socket)?;
             let key = ports.ports.insert(port);
-            ports.ports.get(key).expect("just inserted").watch(poll, key)?;
+            ports
+                .ports
+                .get(key)
+                .expect("just inserted")
+                .watch(poll, key)?;
         }
         Ok(ports)
     }
@@ -116,7 +124,11 @@ impl Ports {
             return;
         }
         for key in self.flows.keys() {
-            if self.flows.get(key).is_some_and(|flow| now - flow.used >= FLOW_IDLE) {
+            if self
+                .flows
+                .get(key)
+                .is_some_and(|flow| now - flow.used >= FLOW_IDLE)
+            {
                 self.forget(poll, key);
             }
         }
@@ -159,12 +171,16 @@ impl Ports {
 
     fn park(&mut self, poll: &Poll) {
         self.parked = true;
-        self.each_listener(|listener, key| poll.modify(listener, Kind::Port, key, EventFlags::empty()));
+        self.each_listener(|listener, key| {
+            poll.modify(listener, Kind::Port, key, EventFlags::empty())
+        });
     }
 
     fn unpark(&mut self, poll: &Poll) {
         if std::mem::take(&mut self.parked) {
-            self.each_listener(|listener, key| poll.modify(listener, Kind::Port, key, EventFlags::IN));
+            self.each_listener(|listener, key| {
+                poll.modify(listener, Kind::Port, key, EventFlags::IN)
+            });
         }
     }
 
@@ -215,7 +231,13 @@ impl Ports {
         }
     }
 
-    fn open_flow(&mut self, poll: &Poll, port: Key, client: SocketAddr, now: Instant) -> io::Result<Key> {
+    fn open_flow(
+        &mut self,
+        poll: &Poll,
+        port: Key,
+        client: SocketAddr,
+        now: Instant,
+    ) -> io::Result<Key> {
         if self.flows.len() >= FLOWS {
             let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.used);
             if let Some(oldest) = oldest.map(|(key, _)| key) {
@@ -247,7 +269,9 @@ impl Ports {
 
     fn answer(&mut self, key: Key, scratch: &mut [u8], now: Instant) {
         for _ in 0..TURN {
-            let Some(flow) = self.flows.get_mut(key) else { return };
+            let Some(flow) = self.flows.get_mut(key) else {
+                return;
+            };
             match flow.socket.recv(scratch) {
                 Ok(length) => {
                     flow.used = now;
@@ -325,7 +349,10 @@ impl Connection {
         for (this, kind) in [Kind::Client, Kind::Target].into_iter().enumerate() {
             let side = &mut self.sides[this];
             let mut flags = EventFlags::empty();
-            flags.set(EventFlags::IN, !self.connecting && !side.ended && !waits[this]);
+            flags.set(
+                EventFlags::IN,
+                !self.connecting && !side.ended && !waits[this],
+            );
             flags.set(
                 EventFlags::OUT,
                 !side.pending.is_empty() || (self.connecting && kind == Kind::Target),

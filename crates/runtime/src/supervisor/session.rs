@@ -36,7 +36,14 @@ impl Watch {
 
     /// Watches for `flags`. With none the descriptor is taken out of the set, because the kernel reports hang-ups unasked and
     /// over and over; `hang_up` keeps it in for just these.
-    pub(super) fn set(&mut self, poll: &Poll, kind: Kind, key: Key, flags: EventFlags, hang_up: bool) {
+    pub(super) fn set(
+        &mut self,
+        poll: &Poll,
+        kind: Kind,
+        key: Key,
+        flags: EventFlags,
+        hang_up: bool,
+    ) {
         let wanted = (!flags.is_empty() || hang_up).then_some(flags);
         let result = match (self.flags, wanted) {
             (old, new) if old == new => return,
@@ -146,7 +153,7 @@ impl Session {
         }
     }
 
-    fn without_streams(pid: i32, pidfd: OwnedFd) -> Self {
+    pub(super) fn without_streams(pid: i32, pidfd: OwnedFd) -> Self {
         Self {
             pid,
             pidfd: Some(pidfd),
@@ -183,7 +190,11 @@ impl Session {
             }
         }
         if let Some(input) = &mut self.input {
-            let flags = if pending { EventFlags::OUT } else { EventFlags::empty() };
+            let flags = if pending {
+                EventFlags::OUT
+            } else {
+                EventFlags::empty()
+            };
             input.set(poll, Kind::Stdin, key, flags, false);
         }
     }
