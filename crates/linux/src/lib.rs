@@ -1,8 +1,15 @@
 //! System calls, thin and safe. Every `unsafe` of the workspace is here.
 
+pub mod capabilities;
+pub mod cgroup;
 pub mod dirfd;
 pub mod ipc;
+pub mod mount;
+pub mod namespace;
 pub mod netlink;
 pub mod path;
+pub mod process;
 pub mod program;
+pub mod pty;
+pub mod seccomp;
 pub mod view;
