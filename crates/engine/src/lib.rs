@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+mod cgroup;
 pub mod container;
 pub mod events;
 mod files;
