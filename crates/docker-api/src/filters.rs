@@ -55,6 +55,12 @@ impl Filters {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+    /// Adds a wanted value, as older API versions imply some.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.0.entry(name.into()).or_default().push(value.into());
+        self
+    }
     /// The wanted values of `name`; empty when it was not given.
     pub fn values(&self, name: &str) -> &[String] {
         self.0.get(name).map_or(&[], Vec::as_slice)

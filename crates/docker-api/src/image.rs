@@ -14,7 +14,7 @@ pub struct Summary {
     pub created: i64,
     pub id: String,
     pub labels: Option<BTreeMap<String, String>>,
-    pub parent_id: &'static str,
+    pub parent_id: String,
     pub repo_digests: Vec<String>,
     pub repo_tags: Vec<String>,
     /// −1: not counted.

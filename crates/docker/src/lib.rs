@@ -1,19 +1,34 @@
-//! The Docker face: routes and streams over the engine.
+//! The Docker face: HTTP on a unix socket, routes and streams over the engine.
 //!
-//! Start with [`serve`].
+//! ```text
+//! connection (hyper, HTTP/1.1) → routes::TABLE → handler (decode → engine → encode) → Reply
+//!                                                   └ attach, exec: 101, then stream::pump owns the socket
+//! ```
+//! Start with [`serve`], then [`routes`]: one table. Handlers are thin and lie by subject: [`system`], [`events`], [`containers`],
+//! [`exec`], [`archive`], [`images`], [`volumes`], [`networks`]. [`error`] is the one table from kind to status.
+//! Not here: what a request means (crate `engine`), how documents look and older versions are read (crate `docker-api`).
+//!
+//! Invariants
+//! * Every body, header and number of connections is bounded; archives are streamed, never held.
+//! * A client that goes away ends its waits, follows and streams; what it asked the engine to change is finished.
+//!
+//! Spec: Docker Engine API 1.24–1.50.
 
 #![forbid(unsafe_code)]
 
-use gantry_base::Result;
-use gantry_engine::Engine;
+mod archive;
+mod call;
+mod containers;
+mod error;
+mod events;
+mod exec;
+mod images;
+mod networks;
+mod reply;
+mod routes;
+mod server;
+mod stream;
+mod system;
+mod volumes;
 
-/// Serves the Docker API on `listener` until `stop` turns true; then takes no new connection and ends when the requests
-/// under way are done. Long streams (logs, events, attach, wait) are cut at that point.
-pub async fn serve(
-    _engine: Engine,
-    _listener: tokio::net::UnixListener,
-    mut stop: tokio::sync::watch::Receiver<bool>,
-) -> Result<()> {
-    let _ = stop.wait_for(|stop| *stop).await;
-    Ok(())
-}
+pub use server::serve;

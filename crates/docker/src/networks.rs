@@ -1,0 +1,170 @@
+//! `/networks…`.
+
+use crate::call::Call;
+use crate::containers::mac_text;
+use crate::error::unsupported;
+use crate::reply::Reply;
+use gantry_base::{Error, ErrorKind, Result};
+use gantry_docker_api::network::{
+    ConfigFrom, Connect, CreateNetwork, Disconnect, Ipam, IpamPool, Member, Network,
+};
+use gantry_docker_api::text;
+use gantry_engine::Engine;
+use gantry_network::Record;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+const LIST_FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
+const PRUNE_FILTERS: &[&str] = &["label", "label!", "until"];
+const PREDEFINED: &[&str] = &["bridge", "host", "none"];
+
+fn document(record: &Record) -> Network {
+    let pool = record.subnet.map(|subnet| IpamPool {
+        subnet: subnet.to_string(),
+        gateway: record
+            .gateway
+            .map(|gateway| gateway.to_string())
+            .unwrap_or_default(),
+        ..IpamPool::default()
+    });
+    Network {
+        name: record.name.clone(),
+        id: record.id.clone(),
+        created: text::time(record.created_at_ns),
+        scope: "local",
+        driver: record.driver.clone(),
+        enable_ipv4: true,
+        enable_ipv6: false,
+        ipam: Ipam {
+            driver: "default".into(),
+            options: None,
+            config: pool.into_iter().collect(),
+        },
+        internal: record.internal,
+        attachable: false,
+        ingress: false,
+        config_from: ConfigFrom::default(),
+        config_only: false,
+        containers: BTreeMap::new(),
+        options: record.options.clone(),
+        labels: record.labels.clone(),
+    }
+}
+
+/// Who is on it now.
+fn members(engine: &Engine, network: &Record) -> BTreeMap<String, Member> {
+    let records = engine.list();
+    let running = records
+        .iter()
+        .filter(|record| record.state.process().is_some());
+    running
+        .filter_map(|record| {
+            let endpoint = record
+                .endpoints
+                .values()
+                .find(|endpoint| endpoint.network_id == network.id)?;
+            let member = Member {
+                name: record.name.clone(),
+                endpoint_id: endpoint.id.clone(),
+                mac_address: mac_text(endpoint.mac),
+                ipv4_address: format!("{}/{}", endpoint.address, endpoint.prefix_len),
+                ipv6_address: String::new(),
+            };
+            Some((record.id.clone(), member))
+        })
+        .collect()
+}
+
+pub(crate) async fn list(call: Call) -> Result<Reply> {
+    let filters = call.filters(LIST_FILTERS)?;
+    let dangling = filters.flag("dangling")?;
+    for kind in filters.values("type") {
+        if kind != "custom" && kind != "builtin" {
+            return Err(Error::invalid(format!("invalid filter: 'type'='{kind}'")));
+        }
+    }
+    let wanted = |record: &Record| {
+        let builtin = PREDEFINED.contains(&record.name.as_str());
+        filters.any("driver", |driver| driver == record.driver)
+            && filters.any("scope", |scope| scope == "local")
+            && filters.any("id", |id| record.id.starts_with(id))
+            && filters.pattern("name", &record.name)
+            && filters.labels(&record.labels)
+            && filters.any("type", |kind| (kind == "builtin") == builtin)
+            && dangling
+                .is_none_or(|wanted| !builtin && wanted == members(&call.engine, record).is_empty())
+    };
+    let networks = call.engine.networks().list();
+    Ok(Reply::json(
+        &networks
+            .iter()
+            .filter(|record| wanted(record))
+            .map(document)
+            .collect::<Vec<_>>(),
+    ))
+}
+
+pub(crate) async fn inspect(call: Call) -> Result<Reply> {
+    let scope = call.query().get("scope").to_string();
+    if !["", "local"].contains(&scope.as_str()) {
+        return Err(Error::not_found(format!("network {} not found", call.name)));
+    }
+    let record = call.engine.networks().get(&call.name)?;
+    let mut network = document(&record);
+    network.containers = members(&call.engine, &record);
+    Ok(Reply::json(&network))
+}
+
+const LATER: &str = "user-defined networks are not part of this build yet; use bridge, host, none or container:<name>";
+
+pub(crate) async fn create(mut call: Call) -> Result<Reply> {
+    let request: CreateNetwork = call.json().await?;
+    if PREDEFINED.contains(&request.name.as_str()) {
+        return Err(Error::new(
+            ErrorKind::Forbidden,
+            format!(
+                "operation is not permitted on predefined {} network ",
+                request.name
+            ),
+        ));
+    }
+    Err(unsupported(LATER))
+}
+
+pub(crate) async fn remove(call: Call) -> Result<Reply> {
+    let record = call.engine.networks().get(&call.name)?;
+    if PREDEFINED.contains(&record.name.as_str()) {
+        return Err(Error::new(
+            ErrorKind::Forbidden,
+            format!(
+                "{} is a pre-defined network and cannot be removed",
+                record.name
+            ),
+        ));
+    }
+    Err(unsupported(LATER))
+}
+
+pub(crate) async fn connect(mut call: Call) -> Result<Reply> {
+    let request: Connect = call.json().await?;
+    call.engine.networks().get(&call.name)?;
+    call.engine.get(&request.container)?;
+    Err(unsupported(
+        "connecting a container to a further network is not part of this build yet",
+    ))
+}
+
+pub(crate) async fn disconnect(mut call: Call) -> Result<Reply> {
+    let request: Disconnect = call.json().await?;
+    call.engine.networks().get(&call.name)?;
+    call.engine.get(&request.container)?;
+    Err(unsupported(
+        "disconnecting a container from a network is not part of this build yet",
+    ))
+}
+
+/// Only user-defined networks are pruned, and there are none.
+pub(crate) async fn prune(call: Call) -> Result<Reply> {
+    call.filters(PRUNE_FILTERS)?;
+    Ok(Reply::json(&json!({"NetworksDeleted": null})))
+}

@@ -1,0 +1,345 @@
+//! Streams of attached processes: Docker's multiplexing, and the pump between a hijacked connection and a process.
+//!
+//! ```text
+//! frame = [stream 0|1|2, 0, 0, 0, length as 4 bytes, big end first] payload      (without a terminal)
+//! raw bytes                                                                      (with a terminal)
+//! ```
+
+use crate::call::Call;
+use crate::reply::{Body, Reply, received, stopped};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::StreamExt;
+use gantry_docker_api::keys::{Typed, Watcher};
+use gantry_engine::{Attached, Input, Stream};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
+use hyper_util::rt::TokioIo;
+use std::io::{self, IoSlice};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+
+const RAW: &str = "application/vnd.docker.raw-stream";
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
+/// Pieces of output written with one system call at most.
+const BATCH: usize = 32;
+/// Input is read in pieces of this size.
+const INPUT: usize = 32 << 10;
+/// How often a connection whose client stopped sending is checked for being gone altogether.
+const HANGUP_CHECK: Duration = Duration::from_secs(5);
+
+/// The header of a frame.
+pub(crate) fn header(stream: Stream, length: usize) -> [u8; 8] {
+    let number = match stream {
+        Stream::Stdin => 0,
+        Stream::Stdout => 1,
+        Stream::Stderr => 2,
+    };
+    // Pieces are far below 4 GiB: frames from the supervisor are bounded.
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [number, 0, 0, 0, a, b, c, d]
+}
+
+/// Appends a frame, or the bare bytes of a terminal.
+pub(crate) fn put(out: &mut BytesMut, tty: bool, stream: Stream, payload: &[u8]) {
+    if !tty {
+        out.put_slice(&header(stream, payload.len()));
+    }
+    out.put_slice(payload);
+}
+
+/// The media type of such a stream: since 1.42 it tells the two kinds apart.
+pub(crate) fn media_type(call: &Call, tty: bool) -> &'static str {
+    if call.version.at_least(42) && !tty {
+        MULTIPLEXED
+    } else {
+        RAW
+    }
+}
+
+/// How a session ended, as far as the face cares.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The process is through, or the client went away.
+    Closed,
+    /// The user typed the detach keys.
+    Detached,
+}
+
+/// Answers with the streams of `attached`: 101 and the bare connection if the client asked to upgrade, otherwise 200, output as the
+/// answer's body and the request's body as input. `ended` is called when it is over.
+pub(crate) fn hijack(
+    mut call: Call,
+    attached: Attached,
+    keys: Vec<u8>,
+    ended: impl FnOnce(Ended) + Send + 'static,
+) -> Reply {
+    let kind = media_type(&call, attached.tty);
+    let Some(upgrade) = call.upgrade.take() else {
+        return over_bodies(kind, attached, call.body.take(), call.stop);
+    };
+    let watcher = attached.tty.then(|| Watcher::new(keys));
+    let stop = call.stop;
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrade.await else {
+            return ended(Ended::Closed);
+        };
+        let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else {
+            return ended(Ended::Closed);
+        };
+        let pumping = pump(parts.io.into_inner(), parts.read_buf, attached, watcher);
+        ended(tokio::select! {
+            end = pumping => end,
+            () = stopped(stop) => Ended::Closed,
+        });
+    });
+    let mut response = Response::new(Body::Whole(Bytes::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response
+        .extensions_mut()
+        .insert(ReasonPhrase::from_static(b"UPGRADED"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("tcp"));
+    Reply(response)
+}
+
+fn over_bodies(
+    kind: &'static str,
+    attached: Attached,
+    body: Option<Incoming>,
+    stop: watch::Receiver<bool>,
+) -> Reply {
+    let Attached { tty, output, input } = attached;
+    if let (Some(input), Some(body)) = (input, body) {
+        tokio::spawn(feed(input, body));
+    }
+    let frames = received(output).map(move |(stream, payload)| {
+        let mut frame = BytesMut::with_capacity(8 + payload.len());
+        put(&mut frame, tty, stream, &payload);
+        Ok(frame.freeze())
+    });
+    Reply::endless(kind, frames, stop)
+}
+
+async fn feed(mut input: Input, mut body: Incoming) {
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(bytes) = frame.into_data() else {
+            continue;
+        };
+        if input.write(bytes).await.is_err() {
+            return;
+        }
+    }
+    input.close().await;
+}
+
+/// Moves bytes between client and process until one of them is through. Output is never copied.
+async fn pump(
+    mut socket: UnixStream,
+    early: Bytes,
+    attached: Attached,
+    watcher: Option<Watcher>,
+) -> Ended {
+    let Attached {
+        tty,
+        mut output,
+        input,
+    } = attached;
+    let ended = {
+        let (mut reading, mut writing) = socket.split();
+        tokio::select! {
+            _ = send(&mut output, &mut writing, tty) => Ended::Closed,
+            ended = receive(&mut reading, early, input, watcher) => ended,
+        }
+    };
+    let _ = socket.shutdown().await;
+    ended
+}
+
+async fn send(
+    output: &mut mpsc::Receiver<(Stream, Bytes)>,
+    client: &mut WriteHalf<'_>,
+    tty: bool,
+) -> io::Result<()> {
+    let mut pieces = Vec::with_capacity(BATCH);
+    while output.recv_many(&mut pieces, BATCH).await > 0 {
+        let headers: Vec<[u8; 8]> = pieces
+            .iter()
+            .map(|(stream, payload)| header(*stream, payload.len()))
+            .collect();
+        let mut slices: Vec<IoSlice> = Vec::with_capacity(2 * pieces.len());
+        for ((_, payload), header) in pieces.iter().zip(&headers) {
+            if !tty {
+                slices.push(IoSlice::new(header));
+            }
+            slices.push(IoSlice::new(payload));
+        }
+        write_all(client, &mut slices).await?;
+        pieces.clear();
+    }
+    Ok(())
+}
+
+async fn write_all(client: &mut WriteHalf<'_>, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    let mut rest = slices;
+    // Leading empty pieces would look like a write of nothing.
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        let written = client.write_vectored(rest).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut rest, written);
+    }
+    Ok(())
+}
+
+/// Ends only when the user detached or the client is gone.
+async fn receive(
+    client: &mut ReadHalf<'_>,
+    early: Bytes,
+    mut input: Option<Input>,
+    mut watcher: Option<Watcher>,
+) -> Ended {
+    let mut piece = early;
+    let mut buffer = BytesMut::new();
+    loop {
+        if !piece.is_empty() {
+            let typed = watcher
+                .as_mut()
+                .map_or(Typed::Unchanged, |watcher| watcher.feed(&piece));
+            let (bytes, detach) = match typed {
+                Typed::Unchanged => (piece, false),
+                Typed::Instead(bytes) => (bytes.into(), false),
+                Typed::Detach(bytes) => (bytes.into(), true),
+            };
+            if let Some(stdin) = input.as_mut().filter(|_| !bytes.is_empty())
+                && stdin.write(bytes).await.is_err()
+            {
+                // The process reads no more; what else the client sends goes nowhere, as with a closed pipe.
+                input = None;
+            }
+            if detach {
+                return Ended::Detached;
+            }
+        }
+        buffer.reserve(INPUT);
+        match client.read_buf(&mut buffer).await {
+            Ok(0) => break,
+            Ok(_) => piece = buffer.split().freeze(),
+            Err(_) => return Ended::Closed,
+        }
+    }
+    if let Some(stdin) = input {
+        stdin.close().await;
+    }
+    // The client sends no more but may still listen. Nothing tells a half-closed unix socket from a dead one but a look at its state.
+    loop {
+        match client.ready(Interest::WRITABLE).await {
+            Ok(ready) if !ready.is_write_closed() => tokio::time::sleep(HANGUP_CHECK).await,
+            Ok(_) | Err(_) => return Ended::Closed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gantry_docker_api::keys;
+
+    #[test]
+    fn frames_are_dockers() {
+        assert_eq!(header(Stream::Stdout, 5), [1, 0, 0, 0, 0, 0, 0, 5]);
+        assert_eq!(
+            header(Stream::Stderr, 0x0102_0304),
+            [2, 0, 0, 0, 1, 2, 3, 4]
+        );
+        let mut out = BytesMut::new();
+        put(&mut out, false, Stream::Stderr, b"x");
+        put(&mut out, true, Stream::Stdout, b"yz");
+        assert_eq!(&out[..], b"\x02\0\0\0\0\0\0\x01xyz");
+    }
+
+    /// A pump with a client at the other end and a process whose output we write.
+    fn session(
+        tty: bool,
+    ) -> (
+        UnixStream,
+        mpsc::Sender<(Stream, Bytes)>,
+        tokio::task::JoinHandle<Ended>,
+    ) {
+        let (client, server) = UnixStream::pair().unwrap();
+        let (process, output) = mpsc::channel(4);
+        let attached = Attached {
+            tty,
+            output,
+            input: None,
+        };
+        let watcher = tty.then(|| Watcher::new(keys::DEFAULT.to_vec()));
+        (
+            client,
+            process,
+            tokio::spawn(pump(server, Bytes::new(), attached, watcher)),
+        )
+    }
+
+    #[tokio::test]
+    async fn output_is_multiplexed_whole_and_the_connection_closed_behind_it() {
+        let (mut client, process, pumping) = session(false);
+        let big = Bytes::from(vec![7u8; 300_000]);
+        let sent = big.clone();
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                process.send((Stream::Stdout, sent.clone())).await.unwrap();
+                process.send((Stream::Stderr, Bytes::new())).await.unwrap();
+            }
+        });
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        let mut want = BytesMut::new();
+        for _ in 0..10 {
+            put(&mut want, false, Stream::Stdout, &big);
+            put(&mut want, false, Stream::Stderr, b"");
+        }
+        assert!(got == want, "{} bytes, wanted {}", got.len(), want.len());
+        assert_eq!(pumping.await.unwrap(), Ended::Closed);
+    }
+
+    #[tokio::test]
+    async fn half_closed_clients_still_get_everything() {
+        let (mut client, process, pumping) = session(false);
+        client.shutdown().await.unwrap();
+        process
+            .send((Stream::Stdout, Bytes::from_static(b"late")))
+            .await
+            .unwrap();
+        drop(process);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"\x01\0\0\0\0\0\0\x04late");
+        assert_eq!(pumping.await.unwrap(), Ended::Closed);
+    }
+
+    #[tokio::test]
+    async fn detach_keys_end_a_terminal_session() {
+        let (mut client, _process, pumping) = session(true);
+        client.write_all(b"ls\n\x10").await.unwrap();
+        client.write_all(b"\x11").await.unwrap();
+        assert_eq!(pumping.await.unwrap(), Ended::Detached);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_went_away_ends_the_session() {
+        let (client, process, pumping) = session(false);
+        drop(client);
+        assert_eq!(pumping.await.unwrap(), Ended::Closed);
+        assert!(process.is_closed());
+    }
+}
