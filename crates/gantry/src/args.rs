@@ -38,6 +38,39 @@ pub enum Verb {
     Doctor(OutputArgs),
     /// Print the version
     Version(OutputArgs),
+    /// Load and run the demo container (what `up --demo` does)
+    #[command(hide = true)]
+    Demo,
+    /// Create and start a container
+    Run(Box<RunArgs>),
+    /// List containers
+    Ps(PsArgs),
+    /// Show what a container wrote
+    Logs(LogsArgs),
+    /// Run a command in a running container
+    Exec(ExecArgs),
+    /// Start stopped containers
+    Start(NamesArgs),
+    /// Stop containers
+    Stop(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Remove containers
+    Rm(RmArgs),
+    /// Remove images
+    Rmi(RmiArgs),
+    /// List images
+    Images(ListArgs),
+    /// Bring in images from an archive
+    Load(LoadArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Fetch an image
+    Pull(NameArgs),
+    /// Show everything about containers or images
+    Inspect(NamesArgs),
+    /// Copy between a container and the host (CONTAINER:PATH; `-` is a tar on stdin or stdout)
+    Cp(CpArgs),
     /// The OCI runtime: exactly runc's command line
     #[command(disable_help_flag = true)]
     Runtime {
@@ -124,6 +157,201 @@ pub struct LaterArgs {
     pub registry_mirror: Option<String>,
     #[arg(long, value_name = "HOST")]
     pub insecure_registry: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NameArgs {
+    pub name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NamesArgs {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// Leave it running and print its ID
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep stdin open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Remove it when it ends
+    #[arg(long)]
+    pub rm: bool,
+    #[arg(long)]
+    pub name: Option<String>,
+    /// [ADDRESS:]PORT:CONTAINER_PORT[/udp], or CONTAINER_PORT for a free one
+    #[arg(short, long, value_name = "PORTS")]
+    pub publish: Vec<String>,
+    /// SOURCE:TARGET[:ro]; SOURCE is an absolute path or a volume's name
+    #[arg(short, long, value_name = "MOUNT")]
+    pub volume: Vec<String>,
+    /// NAME=VALUE, or NAME to pass on the own one
+    #[arg(short, long, value_name = "VARIABLE")]
+    pub env: Vec<String>,
+    /// NAME=VALUE
+    #[arg(short, long)]
+    pub label: Vec<String>,
+    /// Bytes, or with k, m, g
+    #[arg(short, long)]
+    pub memory: Option<String>,
+    /// Such as 0.5
+    #[arg(long)]
+    pub cpus: Option<String>,
+    #[arg(long)]
+    pub pids_limit: Option<i64>,
+    /// bridge, none, host, container:NAME, or a network's name
+    #[arg(long, visible_alias = "net")]
+    pub network: Option<String>,
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// USER[:GROUP]
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Folder to start in
+    #[arg(short, long)]
+    pub workdir: Option<String>,
+    #[arg(long)]
+    pub entrypoint: Option<String>,
+    /// no, always, unless-stopped, on-failure[:COUNT]
+    #[arg(long)]
+    pub restart: Option<String>,
+    #[arg(long)]
+    pub privileged: bool,
+    #[arg(long)]
+    pub read_only: bool,
+    /// Run an init as the first process
+    #[arg(long)]
+    pub init: bool,
+    #[arg(long)]
+    pub cap_add: Vec<String>,
+    #[arg(long)]
+    pub cap_drop: Vec<String>,
+    pub image: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PsArgs {
+    /// Also those that do not run
+    #[arg(short, long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ListArgs {
+    /// Only IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// How data is written
+    #[arg(long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct LogsArgs {
+    /// Go on as the container writes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin each line with its time
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Only so many last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<u64>,
+    pub container: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ExecArgs {
+    /// Leave it running
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep stdin open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    #[arg(short, long, value_name = "VARIABLE")]
+    pub env: Vec<String>,
+    #[arg(short, long)]
+    pub user: Option<String>,
+    #[arg(short, long)]
+    pub workdir: Option<String>,
+    #[arg(long)]
+    pub privileged: bool,
+    pub container: String,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct StopArgs {
+    /// Seconds before it is killed
+    #[arg(short, long)]
+    pub time: Option<i64>,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct KillArgs {
+    #[arg(short, long, default_value = "KILL")]
+    pub signal: String,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RmArgs {
+    /// Kill it first
+    #[arg(short, long)]
+    pub force: bool,
+    /// Also its anonymous volumes
+    #[arg(short, long)]
+    pub volumes: bool,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RmiArgs {
+    #[arg(short, long)]
+    pub force: bool,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct LoadArgs {
+    /// The archive; stdin without it
+    #[arg(short, long)]
+    pub input: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SaveArgs {
+    /// The archive; stdout without it
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CpArgs {
+    pub from: String,
+    pub to: String,
 }
 
 #[cfg(test)]

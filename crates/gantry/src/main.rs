@@ -16,6 +16,7 @@
 )]
 
 mod args;
+mod client;
 mod cmd;
 mod instance;
 mod listener;

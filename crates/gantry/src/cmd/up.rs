@@ -1,7 +1,8 @@
 //! `gantry up`: locks, sockets, engine, Docker face, "ready".
 
-use super::detach;
+use super::{demo, detach};
 use crate::args::{DirArgs, UpArgs};
+use crate::client::Client;
 use crate::instance::{Daemon, Locks, start_ticks};
 use crate::listener::Listener;
 use crate::settings::Settings;
@@ -9,6 +10,7 @@ use crate::{logging, runtime_program};
 use anyhow::{Context, bail};
 use gantry_engine::Engine;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,7 +91,18 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             None => None,
         };
         talk.line(&format!("ready in {:.2}s", began.elapsed().as_secs_f64()));
-        newcomer_lines(settings, talk);
+        match &settings.docker {
+            Some(socket) if up.demo => {
+                let client = Client::at(socket.clone());
+                for line in demo::up(&client).await.context("running the demo")? {
+                    talk.line(&line);
+                }
+                talk.line(&format!("  export DOCKER_HOST=unix://{}", socket.display()));
+                talk.line("  gantry down                        stop; containers run on (--purge: they do not)");
+            }
+            Some(socket) => newcomer_lines(socket, talk),
+            None => {}
+        }
         talk.end();
         notify_service_manager();
         tracing::info!(instance = daemon.instance, "serving");
@@ -97,10 +110,10 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         end.wait().await;
         tracing::info!("stopping; containers run on");
         let _ = stop.send(true);
-        if let Some(face) = face {
-            if let Ok(Ok(Err(error))) = tokio::time::timeout(GRACE, face).await {
-                tracing::error!("the Docker API ended: {}", error.chain());
-            }
+        if let Some(face) = face
+            && let Ok(Ok(Err(error))) = tokio::time::timeout(GRACE, face).await
+        {
+            tracing::error!("the Docker API ended: {}", error.chain());
         }
         engine.shutdown().await;
         anyhow::Ok(())
@@ -128,10 +141,7 @@ fn engine_settings(settings: &Settings, instance: String) -> gantry_engine::Sett
 }
 
 /// What a newcomer may type next; six lines at most.
-fn newcomer_lines(settings: &Settings, talk: &mut Talk) {
-    let Some(socket) = &settings.docker else {
-        return;
-    };
+fn newcomer_lines(socket: &Path, talk: &mut Talk) {
     talk.line(&format!("  export DOCKER_HOST=unix://{}", socket.display()));
     talk.line("  docker load -i IMAGE.tar           bring an image in");
     talk.line("  docker run --rm -it IMAGE sh       run it");
