@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// A request longer than this is not read further.
@@ -12,8 +13,19 @@ const REQUEST_LIMIT: usize = 8 << 10;
 /// A client that is slower than this is left.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The role's whole life.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gantry-runtime demo-web: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Serves on port 80 of the container until it is killed.
-pub fn run() -> io::Result<()> {
+fn run() -> io::Result<()> {
     // The wildcard of IPv6 also takes IPv4 connections; without IPv6 the IPv4 one it is.
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80))
         .or_else(|_| TcpListener::bind("0.0.0.0:80"))?;
@@ -39,10 +51,15 @@ fn answer(mut stream: TcpStream, up: Duration, served: u64) -> io::Result<()> {
             count => request.extend_from_slice(&piece[..count]),
         }
         if request.len() > REQUEST_LIMIT {
-            return stream.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n");
+            return stream.write_all(
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n",
+            );
         }
     }
-    let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = request
+        .split(|byte| *byte == b'\r')
+        .next()
+        .unwrap_or_default();
     let line: String = String::from_utf8_lossy(line)
         .chars()
         .filter(|c| !c.is_control())
@@ -63,8 +80,14 @@ fn facts(up: Duration, served: u64) -> Vec<(&'static str, String)> {
     let hostname = read("/proc/sys/kernel/hostname");
     vec![
         ("container", hostname),
-        ("memory limit", bytes(&limit("memory", "memory.limit_in_bytes", "memory.max"))),
-        ("memory used", bytes(&limit("memory", "memory.usage_in_bytes", "memory.current"))),
+        (
+            "memory limit",
+            bytes(&limit("memory", "memory.limit_in_bytes", "memory.max")),
+        ),
+        (
+            "memory used",
+            bytes(&limit("memory", "memory.usage_in_bytes", "memory.current")),
+        ),
         ("CPU limit", cpus()),
         ("process limit", limit("pids", "pids.max", "pids.max")),
         ("process id inside", std::process::id().to_string()),
@@ -119,7 +142,12 @@ fn bytes(text: &str) -> String {
 fn page(facts: &[(&str, String)]) -> String {
     let mut rows = String::new();
     for (name, value) in facts {
-        let _ = write!(rows, "<tr><th>{}</th><td>{}</td></tr>", escaped(name), escaped(value));
+        let _ = write!(
+            rows,
+            "<tr><th>{}</th><td>{}</td></tr>",
+            escaped(name),
+            escaped(value)
+        );
     }
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Gantry demo</title>\

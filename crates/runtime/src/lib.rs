@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+pub mod demo;
 pub mod launch;
 pub mod proto;
 pub mod seccomp;

@@ -5,11 +5,12 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|role| role == "spawner")
-    {
+    let role = std::env::args_os().nth(1).unwrap_or_default();
+    if role == "spawner" {
         return gantry_runtime::spawner::main();
+    }
+    if role == "demo-web" {
+        return gantry_runtime::demo::main();
     }
     eprintln!("gantry-runtime: no role of this name");
     ExitCode::FAILURE
