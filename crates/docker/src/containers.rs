@@ -3,7 +3,7 @@
 use crate::call::Call;
 use crate::error::unsupported;
 use crate::reply::{Reply, json_line};
-use crate::stream::{self, Ended};
+use crate::stream::{self, Ended, Session};
 use bytes::BytesMut;
 use futures_util::stream as streams;
 use gantry_base::{Error, Result};
@@ -227,7 +227,12 @@ pub(crate) async fn attach(call: Call) -> Result<Reply> {
     };
     let attached = call.engine.attach(&call.name, what).await?;
     let (engine, id) = (call.engine.clone(), call.engine.get(&call.name)?.id.clone());
-    Ok(stream::hijack(call, attached, keys, move |ended| {
+    let session = Session {
+        tty: attached.tty,
+        keys,
+        attached: std::future::ready(Ok(attached)),
+    };
+    Ok(stream::hijack(call, session, move |ended| {
         if ended == Ended::Detached {
             publish(&engine, &id, "detach");
         }

@@ -3,14 +3,12 @@
 use crate::call::Call;
 use crate::containers::publish;
 use crate::reply::Reply;
-use crate::stream::{self, Ended};
-use bytes::Bytes;
-use gantry_base::{Error, ErrorKind, Result};
+use crate::stream::{self, Ended, Session};
+use gantry_base::{Error, Result};
 use gantry_docker_api::container::{ExecInspect, ExecProcess};
 use gantry_docker_api::create::{ExecConfig, ExecStart as Body};
 use gantry_docker_api::keys;
-use gantry_engine::{Attached, ExecStart, Stream};
-use tokio::sync::mpsc;
+use gantry_engine::ExecStart;
 
 pub(crate) async fn create(mut call: Call) -> Result<Reply> {
     let config: ExecConfig = call.json().await?;
@@ -34,41 +32,28 @@ pub(crate) async fn start(mut call: Call) -> Result<Reply> {
             .or(exec.config.console_size)
             .map(|(rows, columns)| (columns, rows)),
     };
-    let attached = match call.engine.exec_start(&call.name, how).await {
-        Ok(Some(attached)) => attached,
-        Ok(None) => return Ok(Reply::ok()),
-        // Docker has hijacked the connection before it looks for the program, so clients expect this sentence among the output and
-        // the code (126, 127) from inspect.
-        Err(e) if !body.detach && is_about_the_program(&e) => said(body.tty, &e),
-        Err(e) => return Err(e),
+    if body.detach {
+        call.engine.exec_start(&call.name, how).await?;
+        return Ok(Reply::ok());
+    }
+    // From here on a failure is a sentence among the output and a code (126, 127) for inspect: the program is looked for only after
+    // the connection was handed over.
+    let (engine, id) = (call.engine.clone(), call.name.clone());
+    let attached = async move {
+        let attached = engine.exec_start(&id, how).await?;
+        attached.ok_or_else(|| Error::internal("the process was started detached"))
     };
     let (engine, container) = (call.engine.clone(), exec.container_id);
-    Ok(stream::hijack(call, attached, keys, move |ended| {
+    let session = Session {
+        tty: body.tty,
+        keys,
+        attached,
+    };
+    Ok(stream::hijack(call, session, move |ended| {
         if ended == Ended::Detached {
             publish(&engine, &container, "exec_detach");
         }
     }))
-}
-
-fn is_about_the_program(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::InvalidArgument | ErrorKind::Internal
-    )
-}
-
-/// A finished process that printed one sentence.
-fn said(tty: bool, error: &Error) -> Attached {
-    let (sender, output) = mpsc::channel(1);
-    let _ = sender.try_send((
-        Stream::Stdout,
-        Bytes::from(format!("{}\r\n", error.chain())),
-    ));
-    Attached {
-        tty,
-        output,
-        input: None,
-    }
 }
 
 pub(crate) async fn resize(call: Call) -> Result<Reply> {

@@ -9,6 +9,7 @@ use crate::call::Call;
 use crate::reply::{Body, Reply, received, stopped};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::StreamExt;
+use gantry_base::{Error, Result};
 use gantry_docker_api::keys::{Typed, Watcher};
 use gantry_engine::{Attached, Input, Stream};
 use http::{HeaderValue, Response, StatusCode, header};
@@ -71,19 +72,38 @@ pub(crate) enum Ended {
     Detached,
 }
 
-/// Answers with the streams of `attached`: 101 and the bare connection if the client asked to upgrade, otherwise 200, output as the
-/// answer's body and the request's body as input. `ended` is called when it is over.
-pub(crate) fn hijack(
+/// What a hijacked connection will be joined with.
+pub(crate) struct Session<F> {
+    pub(crate) tty: bool,
+    /// Bytes that detach from a terminal.
+    pub(crate) keys: Vec<u8>,
+    /// Awaited after the client has the answer's head: a client that reads the head with a buffered reader and the streams without
+    /// one (there are such) must find nothing behind the head yet.
+    pub(crate) attached: F,
+}
+
+/// Answers with the streams of a session: 101 and the bare connection if the client asked to upgrade, otherwise 200, output as the
+/// answer's body and the request's body as input. `ended` is called when it is over. A session that does not come about says why on
+/// its standard output, as in Docker.
+pub(crate) fn hijack<F>(
     mut call: Call,
-    attached: Attached,
-    keys: Vec<u8>,
+    session: Session<F>,
     ended: impl FnOnce(Ended) + Send + 'static,
-) -> Reply {
-    let kind = media_type(&call, attached.tty);
+) -> Reply
+where
+    F: Future<Output = Result<Attached>> + Send + 'static,
+{
+    let Session {
+        tty,
+        keys,
+        attached,
+    } = session;
+    let kind = media_type(&call, tty);
+    let attached = async move { attached.await.unwrap_or_else(|e| said(tty, &e)) };
     let Some(upgrade) = call.upgrade.take() else {
         return over_bodies(kind, attached, call.body.take(), call.stop);
     };
-    let watcher = attached.tty.then(|| Watcher::new(keys));
+    let watcher = tty.then(|| Watcher::new(keys));
     let stop = call.stop;
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else {
@@ -92,7 +112,10 @@ pub(crate) fn hijack(
         let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else {
             return ended(Ended::Closed);
         };
-        let pumping = pump(parts.io.into_inner(), parts.read_buf, attached, watcher);
+        let pumping = async {
+            let attached = attached.await;
+            pump(parts.io.into_inner(), parts.read_buf, attached, watcher).await
+        };
         ended(tokio::select! {
             end = pumping => end,
             () = stopped(stop) => Ended::Closed,
@@ -110,20 +133,34 @@ pub(crate) fn hijack(
     Reply(response)
 }
 
+/// A finished process that printed one sentence.
+fn said(tty: bool, error: &Error) -> Attached {
+    let (sender, output) = mpsc::channel(1);
+    let sentence = format!("{}\r\n", error.chain());
+    let _ = sender.try_send((Stream::Stdout, Bytes::from(sentence)));
+    Attached {
+        tty,
+        output,
+        input: None,
+    }
+}
+
 fn over_bodies(
     kind: &'static str,
-    attached: Attached,
-    body: Option<Incoming>,
+    attached: impl Future<Output = Attached> + Send + 'static,
+    mut body: Option<Incoming>,
     stop: watch::Receiver<bool>,
 ) -> Reply {
-    let Attached { tty, output, input } = attached;
-    if let (Some(input), Some(body)) = (input, body) {
-        tokio::spawn(feed(input, body));
-    }
-    let frames = received(output).map(move |(stream, payload)| {
-        let mut frame = BytesMut::with_capacity(8 + payload.len());
-        put(&mut frame, tty, stream, &payload);
-        Ok(frame.freeze())
+    let frames = futures_util::stream::once(attached).flat_map(move |attached| {
+        let Attached { tty, output, input } = attached;
+        if let (Some(input), Some(body)) = (input, body.take()) {
+            tokio::spawn(feed(input, body));
+        }
+        received(output).map(move |(stream, payload)| {
+            let mut frame = BytesMut::with_capacity(8 + payload.len());
+            put(&mut frame, tty, stream, &payload);
+            Ok(frame.freeze())
+        })
     });
     Reply::endless(kind, frames, stop)
 }
