@@ -21,6 +21,8 @@ pub mod archive;
 mod cgroup;
 pub mod container;
 pub mod events;
+pub(crate) mod facts;
+pub(crate) mod fail;
 mod files;
 pub mod instructions;
 pub mod logs;
@@ -43,9 +45,13 @@ pub use stats::Stats;
 pub use top::Top;
 pub use volumes::CreateVolume;
 
-use gantry_base::{Result, db::Db};
-use std::path::PathBuf;
-use std::sync::Arc;
+use gantry_base::{self as base, Result, ResultExt, db::Db};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock, Weak};
 
 /// What this instance is, resolved once by the program.
 #[derive(Debug, Clone)]
@@ -74,16 +80,68 @@ pub(crate) struct Inner {
     pub(crate) events: events::Bus,
     pub(crate) volumes: volumes::Volumes,
     pub(crate) containers: container::table::Table,
+    /// Exec ID to its container; the exec itself lives there.
+    pub(crate) execs: RwLock<BTreeMap<String, Weak<container::table::Slot>>>,
+    pub(crate) facts: facts::Facts,
+    /// Compiled seccomp profiles.
+    pub(crate) filters: container::spec::Filters,
+    pub(crate) spawner: supervisor::Spawner,
+    closing: AtomicBool,
 }
 
 impl Engine {
     /// Opens the node: database, images, networks, spawner; adopts running containers; starts what the restart policies ask for.
-    pub async fn open(_settings: Settings) -> Result<Self> {
-        todo!()
+    pub async fn open(settings: Settings) -> Result<Self> {
+        let (data, run) = (&settings.data_dir, &settings.run_dir);
+        for (dir, mode) in [
+            (data.clone(), 0o710),
+            (data.join("containers"), 0o710),
+            (run.clone(), 0o755),
+            (run.join("c"), 0o700),
+        ] {
+            make_dir(&dir, mode).context(|| format!("creating {}", dir.display()))?;
+        }
+        let db = Db::open(&data.join("node.redb"))?;
+        let images = gantry_image::Store::open(&data.join("images"), db.clone())?;
+        write_init_program(&settings).context(|| "writing the init program".into())?;
+        let spawner =
+            supervisor::Spawner::open(settings.runtime_program, &settings.instance).await?;
+        let found = container::adopt::find(&settings, &db).await?;
+        let networks =
+            gantry_network::Networks::open(settings.network.clone(), db.clone(), &found.live())?;
+        let engine = Self(Arc::new(Inner {
+            settings,
+            db,
+            images,
+            networks,
+            events: events::Bus::new(),
+            volumes: volumes::Volumes::default(),
+            containers: container::table::Table::default(),
+            execs: RwLock::default(),
+            facts: facts::Facts::read(),
+            filters: container::spec::Filters::default(),
+            spawner,
+            closing: AtomicBool::new(false),
+        }));
+        engine.settle(found).await?;
+        Ok(engine)
     }
-    /// Stops accepting work and closes the spawner. Containers run on.
+    /// Stops accepting work. Containers run on; what ends from now on the next daemon finds out.
     pub async fn shutdown(&self) {
-        todo!()
+        self.0.closing.store(true, Ordering::Relaxed);
+        for slot in self.0.containers.slots() {
+            if let Some(health) = slot.live().health.take() {
+                health.abort();
+            }
+        }
+        // Commits take effect in order: after this one, all are on disk.
+        let last = base::db::Batch::new().put("meta", "stopped_at_ns", &events::now_ns());
+        if let Err(error) = self.0.db.commit(last).await {
+            tracing::error!(error = %error.chain(), "closing the node database");
+        }
+    }
+    pub(crate) fn is_closing(&self) -> bool {
+        self.0.closing.load(Ordering::Relaxed)
     }
     pub fn images(&self) -> &gantry_image::Store {
         &self.0.images
@@ -97,4 +155,56 @@ impl Engine {
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
+}
+
+/// The static program as a file that containers with `--init` get mounted, read-only, as `/sbin/docker-init`.
+pub(crate) fn init_program(settings: &Settings) -> PathBuf {
+    settings.run_dir.join("docker-init")
+}
+
+fn write_init_program(settings: &Settings) -> io::Result<()> {
+    let path = init_program(settings);
+    let same = std::fs::metadata(&path)
+        .is_ok_and(|meta| meta.len() == settings.runtime_program.len() as u64)
+        && std::fs::read(&path).is_ok_and(|bytes| bytes == settings.runtime_program);
+    if same {
+        return Ok(());
+    }
+    base::file::atomic_write(
+        &path,
+        settings.runtime_program,
+        0o755,
+        base::file::Durability::Process,
+    )
+}
+
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)?;
+    // An existing folder keeps what the user gave it, but never more than ours for the private ones.
+    if mode == 0o700 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// 64 hex digits from the system's random source; never all decimal in the first twelve, which would read as a number.
+pub(crate) fn random_id() -> String {
+    loop {
+        let id: String = random::<32>()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if !id[..12].bytes().all(|b| b.is_ascii_digit()) {
+            return id;
+        }
+    }
+}
+
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random source works");
+    bytes
 }

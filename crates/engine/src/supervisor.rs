@@ -508,6 +508,11 @@ impl Input {
 
     /// The end of the input.
     pub async fn close(mut self) -> Result<()> {
+        self.end().await
+    }
+
+    /// The same while the connection stays, for a terminal's size and the output.
+    pub(crate) async fn end(&mut self) -> Result<()> {
         self.frame(kind::STDIN, &[]);
         self.flush().await
     }
@@ -674,7 +679,7 @@ async fn reach(run_dir: &Path) -> Result<Option<Adopted>> {
 }
 
 /// A descriptor of exactly that process, or nothing when the pid is free or somebody else's by now.
-fn open_process(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
+pub(crate) fn open_process(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
     let id = rustix::process::Pid::from_raw(pid)?;
     let pidfd = rustix::process::pidfd_open(id, rustix::process::PidfdFlags::NONBLOCK).ok()?;
     // After the open: the pid cannot be reused between the two looks without the times differing.

@@ -139,6 +139,12 @@ pub struct User {
         skip_serializing_if = "String::is_empty"
     )]
     pub username: String,
+    /// Extension of ours: names of groups, looked up in the container's `/etc/group` and added.
+    #[serde(
+        deserialize_with = "null_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub additional_groups: Vec<String>,
 }
 
 /// runtime-spec: "rlimits".

@@ -7,23 +7,37 @@
 //! ```
 //! [`table`] finds a container by what was typed and holds its lock; [`spec`] decides how it runs (pure).
 
+pub(crate) mod adopt;
 pub mod attach;
 pub mod create;
+pub(crate) mod etc;
 pub mod exec;
+pub(crate) mod exit;
+pub(crate) mod health;
+pub(crate) mod mounts;
+pub(crate) mod names;
+pub(crate) mod profile;
 pub mod remove;
 pub mod rename;
 pub mod restart;
+pub(crate) mod spec;
 pub mod start;
 pub mod stop;
 pub(crate) mod table;
 pub mod update;
+pub(crate) mod validate;
 pub mod wait;
 
-use gantry_docker_api::create::{ContainerConfig, HostConfig};
+use crate::supervisor;
+use gantry_docker_api::create::{ContainerConfig, EndpointSettings, HostConfig};
 use gantry_network::{Endpoint, PortBinding};
 use gantry_oci::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A container as stored in the node database (`containers/<id>`). `schema` = 1; a newer one is refused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +57,9 @@ pub struct Record {
     /// Effective command: `Path` and `Args` of inspect.
     pub argv: Vec<String>,
     pub mounts: Vec<MountPoint>,
+    /// By network name: what was asked for (static address, aliases). Empty for none, host and container:X.
+    #[serde(default)]
+    pub networks: BTreeMap<String, EndpointSettings>,
     /// By network name; only while running, but a static address stays wished for.
     pub endpoints: BTreeMap<String, Endpoint>,
     pub ports: Vec<PortBinding>,
@@ -189,15 +206,85 @@ pub struct HealthProbe {
 
 /// What the daemon holds of a container in memory; gone and made anew with the daemon.
 #[derive(Default)]
-pub(crate) struct Live {}
+pub(crate) struct Live {
+    /// The supervisor of the present run, or of the last one until it is gone.
+    pub(crate) handle: Option<supervisor::Handle>,
+    /// Clients that attached before the start; the supervisor gets their sockets.
+    pub(crate) waiting: Vec<(gantry_runtime::proto::Streams, OwnedFd)>,
+    /// Terminal size that was set before the start: columns and rows.
+    pub(crate) console_size: Option<(u16, u16)>,
+    /// The last pause of the restart policy; doubles.
+    pub(crate) pause: Duration,
+    pub(crate) execs: BTreeMap<String, Arc<exec::ExecSlot>>,
+    /// The health checks of the present run.
+    pub(crate) health: Option<tokio::task::AbortHandle>,
+}
+
+impl Record {
+    /// `Path` of the container's cgroup below each hierarchy's root, without the leading slash.
+    pub fn cgroup_path(&self, instance: &str) -> String {
+        match self.host_config.cgroup_parent.trim_matches('/') {
+            "" => format!("{instance}/{}", self.id),
+            parent => format!("{parent}/{}", self.id),
+        }
+    }
+    /// The first twelve digits, as Docker shows them.
+    pub fn short_id(&self) -> &str {
+        &self.id[..12]
+    }
+}
 
 impl crate::Engine {
     /// By ID, name, or unambiguous ID prefix. `NotFound`: `No such container: …`.
-    pub fn get(&self, r: &str) -> gantry_base::Result<std::sync::Arc<Record>> {
+    pub fn get(&self, r: &str) -> gantry_base::Result<Arc<Record>> {
         Ok(self.0.containers.find(r)?.record())
     }
     /// Snapshots of all containers, newest first.
-    pub fn list(&self) -> Vec<std::sync::Arc<Record>> {
+    pub fn list(&self) -> Vec<Arc<Record>> {
         self.0.containers.list()
+    }
+    /// `D/containers/<id>`: writable layer, log, hosts, hostname, resolv.conf.
+    pub fn container_dir(&self, id: &str) -> PathBuf {
+        self.0.settings.data_dir.join("containers").join(id)
+    }
+    /// Docker's `LogPath`.
+    pub fn log_path(&self, id: &str) -> PathBuf {
+        self.container_dir(id).join(format!("{id}-json.log"))
+    }
+    /// `R/c/<id>`: what a supervisor leaves for the next daemon.
+    pub(crate) fn run_dir(&self, id: &str) -> PathBuf {
+        self.0.settings.run_dir.join("c").join(id)
+    }
+    /// Publishes a container's event with Docker's attributes: image, name, labels, and `extra`.
+    pub(crate) fn say(&self, record: &Record, action: impl Into<String>, extra: &[(&str, String)]) {
+        let mut attributes = record.config.labels.clone();
+        attributes.insert("image".into(), record.image_name.clone());
+        attributes.insert("name".into(), record.name.clone());
+        for (key, value) in extra {
+            attributes.insert((*key).into(), value.clone());
+        }
+        self.0
+            .events
+            .publish("container", action, record.id.clone(), attributes);
+    }
+    /// Shows `record` to readers and puts it in line for the disk. The caller holds the container's lock.
+    pub(crate) fn save(
+        &self,
+        slot: &table::Slot,
+        record: Record,
+    ) -> impl Future<Output = gantry_base::Result<()>> + Send + use<> {
+        let batch = gantry_base::db::Batch::new().put("containers", &record.id, &record);
+        slot.set(record);
+        self.0.db.submit(batch)
+    }
+    /// Runs an operation to its end even when who asked for it goes away in the middle.
+    pub(crate) async fn whole<T: Send + 'static>(
+        operation: impl Future<Output = gantry_base::Result<T>> + Send + 'static,
+    ) -> gantry_base::Result<T> {
+        tokio::spawn(operation).await.unwrap_or_else(|e| {
+            Err(gantry_base::Error::internal(format!(
+                "the operation broke off: {e}"
+            )))
+        })
     }
 }

@@ -125,6 +125,9 @@ impl Table {
         index.slots.remove(id);
         index.names.retain(|_, holder| holder != id);
     }
+    pub(crate) fn len(&self) -> usize {
+        self.read().slots.len()
+    }
     pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
         self.read().slots.values().cloned().collect()
     }

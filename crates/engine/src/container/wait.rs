@@ -3,6 +3,7 @@
 use super::Record;
 use crate::Engine;
 use gantry_base::Result;
+use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitCondition {
@@ -36,6 +37,19 @@ impl Moment {
             ..Self::default()
         }
     }
+    /// One more run has ended.
+    pub(crate) fn note_exit(moment: &watch::Sender<Self>, code: i32, error: Option<String>) {
+        moment.send_modify(|moment| {
+            moment.exits += 1;
+            moment.last = Waited {
+                code: code.into(),
+                error,
+            };
+        });
+    }
+    pub(crate) fn note_removed(moment: &watch::Sender<Self>) {
+        moment.send_modify(|moment| moment.removed = true);
+    }
 }
 
 impl Engine {
@@ -46,7 +60,22 @@ impl Engine {
         condition: WaitCondition,
     ) -> Result<impl Future<Output = Waited> + Send + 'static> {
         let slot = self.0.containers.find(r)?;
-        let _ = (slot, condition);
-        Ok(async { todo!() })
+        // Looked at before the state, so that an exit in between counts.
+        let mut moments = slot.moment().subscribe();
+        let exits = moments.borrow().exits;
+        let state = slot.record().state.clone();
+        let runs = state.process().is_some() || matches!(state, super::State::Restarting { .. });
+        let done = condition == WaitCondition::NotRunning && !runs;
+        Ok(async move {
+            let met = move |moment: &Moment| match condition {
+                WaitCondition::NotRunning | WaitCondition::NextExit => {
+                    done || moment.exits > exits || moment.removed
+                }
+                WaitCondition::Removed => moment.removed,
+            };
+            // An error says that the container is gone from memory: it was removed.
+            let _ = moments.wait_for(met).await;
+            moments.borrow().last.clone()
+        })
     }
 }

@@ -1,0 +1,692 @@
+//! A container's record and the facts of the moment → runtime-spec. Pure; the defaults are Docker's.
+//!
+//! [`spec`] for the start, [`exec`] for further processes, [`resources`] also for `update`. [`Filters`] keeps compiled seccomp
+//! profiles, because a profile depends on little more than the capabilities.
+
+use super::validate::{self, Seccomp};
+use super::{Record, mounts::option};
+use crate::facts::{CAPABILITIES, Facts, RLIMITS};
+use base64::Engine as _;
+use gantry_base::{Error, Result};
+use gantry_docker_api::create::{ExecConfig, HostConfig};
+use gantry_oci::runtime::{
+    self as oci, BlockIo, Capabilities, Cpu, Device, DeviceRule, Linux, LinuxNamespace, Memory,
+    Mount, NamespaceKind, Pids, Process, Resources, Rlimit, Root, Spec, User,
+};
+use gantry_runtime::seccomp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+/// Where `--init` finds its program inside the container.
+const INIT_PATH: &str = "/sbin/docker-init";
+
+/// What the start found out about the world.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    /// Absolute, of the container's cgroups.
+    pub(crate) cgroup_path: String,
+    /// Processes whose namespaces are joined.
+    pub(crate) network_of: Option<i32>,
+    pub(crate) ipc_of: Option<i32>,
+    pub(crate) pid_of: Option<i32>,
+    /// A folder for `/dev/shm` that several containers share.
+    pub(crate) shared_memory: Option<String>,
+    /// `/etc/hosts` and its like: destination and the file on the host.
+    pub(crate) files: Vec<(&'static str, String)>,
+    /// For each of the record's mounts the folder or file on the host.
+    pub(crate) sources: Vec<String>,
+    /// `--device`, resolved; all of the host's when privileged.
+    pub(crate) devices: Vec<FoundDevice>,
+    /// Block devices of `--device-read-bps` and the like, by path.
+    pub(crate) block_devices: BTreeMap<String, (i64, i64)>,
+    /// File on the host of the init program.
+    pub(crate) init_program: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct FoundDevice {
+    pub(crate) device: Device,
+    /// Some of `rwm`.
+    pub(crate) access: String,
+}
+
+pub(crate) fn spec(record: &Record, facts: &Facts, world: &World) -> Result<Spec> {
+    let (config, host) = (&record.config, &record.host_config);
+    let own_network = world.network_of.is_none() && host.network_mode != "host";
+    let mut args = record.argv.clone();
+    if host.init == Some(true) && host.pid_mode.is_empty() {
+        args.splice(0..0, [INIT_PATH.to_owned(), "--".to_owned()]);
+    }
+    let mut process = process(record, facts)?;
+    process.args = args;
+    Ok(Spec {
+        oci_version: oci::VERSION.into(),
+        process: Some(process),
+        root: Some(Root {
+            path: "rootfs".into(),
+            readonly: host.readonly_rootfs,
+        }),
+        hostname: if host.uts_mode == "host" {
+            String::new()
+        } else {
+            config.hostname.clone()
+        },
+        domainname: if host.uts_mode == "host" {
+            String::new()
+        } else {
+            config.domainname.clone()
+        },
+        mounts: mounts(record, world),
+        annotations: host.annotations.clone().unwrap_or_default(),
+        linux: Some(Linux {
+            sysctl: sysctls(host, own_network),
+            resources: Some(resources_with_devices(host, world)),
+            cgroups_path: world.cgroup_path.clone(),
+            namespaces: namespaces(host, world),
+            devices: world
+                .devices
+                .iter()
+                .map(|found| found.device.clone())
+                .collect(),
+            masked_paths: host.masked_paths.clone().unwrap_or_default(),
+            readonly_paths: host.readonly_paths.clone().unwrap_or_default(),
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    })
+}
+
+/// The process without its arguments: what an exec has in common with the first one.
+fn process(record: &Record, facts: &Facts) -> Result<Process> {
+    let (config, host) = (&record.config, &record.host_config);
+    let security = validate::security_options(host)?;
+    let may_lower = facts.has_capability(24);
+    let floor = if may_lower {
+        -1000
+    } else {
+        facts.oom_score_adj
+    };
+    Ok(Process {
+        terminal: config.tty,
+        user: user(&config.user, host),
+        env: environment(record),
+        cwd: if config.working_dir.is_empty() {
+            "/".into()
+        } else {
+            config.working_dir.clone()
+        },
+        capabilities: Some(capability_sets(&capabilities(host, facts))),
+        rlimits: rlimits(host),
+        no_new_privileges: security.no_new_privileges,
+        oom_score_adj: i32::try_from(host.oom_score_adj.max(floor)).ok(),
+        ..Process::default()
+    })
+}
+
+/// A further process: the container's, changed by what the exec asks for. Answers the compiled seccomp filter, too.
+pub(crate) fn exec(
+    record: &Record,
+    config: &ExecConfig,
+    facts: &Facts,
+    filters: &Filters,
+) -> Result<(Process, Option<String>)> {
+    let mut process = process(record, facts)?;
+    let host = &record.host_config;
+    process.args = config.cmd.clone().unwrap_or_default();
+    process.terminal = config.tty;
+    if !config.user.is_empty() {
+        process.user = user(&config.user, host);
+    }
+    if !config.working_dir.is_empty() {
+        process.cwd.clone_from(&config.working_dir);
+    }
+    let has_term = |env: &[String]| env.iter().any(|entry| entry.starts_with("TERM="));
+    if config.tty && !has_term(&process.env) {
+        process.env.push("TERM=xterm".into());
+    }
+    process.env = replace_env(process.env, config.env.iter().flatten());
+    if config.privileged {
+        process.capabilities = Some(capability_sets(&granted(facts, |_| true)));
+        return Ok((process, None));
+    }
+    let filter = filters.of(host, facts)?;
+    Ok((process, filter))
+}
+
+fn user(text: &str, host: &HostConfig) -> User {
+    let groups = host.group_add.iter().flatten();
+    let mut user = User {
+        additional_gids: groups
+            .clone()
+            .filter_map(|group| group.parse().ok())
+            .collect(),
+        additional_groups: groups
+            .filter(|group| group.parse::<u32>().is_err())
+            .cloned()
+            .collect(),
+        ..User::default()
+    };
+    // Names are looked up inside the container by its init; root without a name, too, for its groups and HOME.
+    user.username = if text.is_empty() {
+        "0".into()
+    } else {
+        text.to_owned()
+    };
+    user
+}
+
+/// Docker's order: PATH, HOSTNAME, TERM, then image and request; HOME is added by init, which knows the user's.
+fn environment(record: &Record) -> Vec<String> {
+    let config = &record.config;
+    let mut env = vec![DEFAULT_PATH.to_owned()];
+    if !config.hostname.is_empty() {
+        env.push(format!("HOSTNAME={}", config.hostname));
+    }
+    if config.tty {
+        env.push("TERM=xterm".into());
+    }
+    replace_env(env, config.env.iter().flatten())
+}
+
+/// Later values replace earlier ones in place; a name without `=` takes the variable away.
+fn replace_env<'a>(mut env: Vec<String>, changes: impl Iterator<Item = &'a String>) -> Vec<String> {
+    fn name(entry: &str) -> &str {
+        entry.split('=').next().unwrap_or_default()
+    }
+    for change in changes {
+        let at = env.iter().position(|entry| name(entry) == name(change));
+        match (at, change.contains('=')) {
+            (Some(at), true) => env[at].clone_from(change),
+            (None, true) => env.push(change.clone()),
+            (Some(at), false) => drop(env.remove(at)),
+            (None, false) => {}
+        }
+    }
+    env
+}
+
+fn granted(facts: &Facts, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let numbers = 0..CAPABILITIES.len();
+    numbers
+        .filter(|n| *n <= usize::from(facts.last_capability) && facts.has_capability(*n as u8))
+        .map(|n| CAPABILITIES[n])
+        .filter(|name| wanted(name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What the container holds, in the kernel's order. Names were normalised at create.
+pub(crate) fn capabilities(host: &HostConfig, facts: &Facts) -> Vec<String> {
+    let has =
+        |list: &Option<Vec<String>>, name: &str| list.iter().flatten().any(|entry| entry == name);
+    let (add, drop) = (&host.cap_add, &host.cap_drop);
+    if host.privileged {
+        return granted(facts, |_| true);
+    }
+    if has(add, "ALL") {
+        return granted(facts, |name| !has(drop, name) && !has(drop, "ALL"));
+    }
+    if has(drop, "ALL") {
+        return granted(facts, |name| has(add, name));
+    }
+    granted(facts, |name| {
+        (DEFAULT_CAPABILITIES.contains(&name) || has(add, name)) && !has(drop, name)
+    })
+}
+
+fn capability_sets(names: &[String]) -> Capabilities {
+    Capabilities {
+        bounding: names.to_vec(),
+        effective: names.to_vec(),
+        permitted: names.to_vec(),
+        ..Capabilities::default()
+    }
+}
+
+fn rlimits(host: &HostConfig) -> Vec<Rlimit> {
+    let value = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
+    let limits = host.ulimits.iter().filter_map(|ulimit| {
+        let (_, kind, _) = RLIMITS.iter().find(|(name, _, _)| *name == ulimit.name)?;
+        Some(Rlimit {
+            kind: (*kind).into(),
+            hard: value(ulimit.hard),
+            soft: value(ulimit.soft),
+        })
+    });
+    limits.collect()
+}
+
+fn sysctls(host: &HostConfig, own_network: bool) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    if own_network {
+        // Inside, ports below 1024 and ping need no privilege: there is nobody to protect.
+        sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
+        sysctls.insert("net.ipv4.ping_group_range".into(), "0 2147483647".into());
+    }
+    sysctls.extend(
+        host.sysctls
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
+    sysctls
+}
+
+fn namespaces(host: &HostConfig, world: &World) -> Vec<LinuxNamespace> {
+    let new = |kind| {
+        Some(LinuxNamespace {
+            kind,
+            path: String::new(),
+        })
+    };
+    let shared = |kind, file: &str, mode: &str, of: Option<i32>| match of {
+        Some(pid) => Some(LinuxNamespace {
+            kind,
+            path: format!("/proc/{pid}/ns/{file}"),
+        }),
+        None if mode == "host" => None,
+        None => new(kind),
+    };
+    let private_cgroup = host.cgroupns_mode == "private";
+    [
+        new(NamespaceKind::Mount),
+        shared(
+            NamespaceKind::Network,
+            "net",
+            &host.network_mode,
+            world.network_of,
+        ),
+        shared(NamespaceKind::Uts, "uts", &host.uts_mode, None),
+        shared(NamespaceKind::Pid, "pid", &host.pid_mode, world.pid_of),
+        shared(NamespaceKind::Ipc, "ipc", &host.ipc_mode, world.ipc_of),
+        if private_cgroup {
+            new(NamespaceKind::Cgroup)
+        } else {
+            None
+        },
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        destination: destination.into(),
+        kind: kind.into(),
+        source: source.into(),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+        ..Mount::default()
+    }
+}
+
+fn mounts(record: &Record, world: &World) -> Vec<Mount> {
+    let host = &record.host_config;
+    let own: Vec<Mount> = user_mounts(record, world);
+    let mut all = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        ),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["ro", "nosuid", "noexec", "nodev"],
+        ),
+    ];
+    if host.privileged {
+        for mount in &mut all {
+            mount.options.retain(|option| option != "ro");
+        }
+    }
+    match (&world.shared_memory, host.ipc_mode.as_str()) {
+        (_, "host") => {
+            all.push(mount(
+                "/dev/mqueue",
+                "bind",
+                "/dev/mqueue",
+                &["rbind", "nosuid", "noexec", "nodev"],
+            ));
+            all.push(mount(
+                "/dev/shm",
+                "bind",
+                "/dev/shm",
+                &["rbind", "rprivate"],
+            ));
+        }
+        (shared, mode) => {
+            all.push(mount(
+                "/dev/mqueue",
+                "mqueue",
+                "mqueue",
+                &["nosuid", "noexec", "nodev"],
+            ));
+            if let Some(folder) = shared {
+                all.push(mount("/dev/shm", "bind", folder, &["rbind", "rprivate"]));
+            } else if mode != "none" {
+                let size = format!("size={}", host.shm_size);
+                all.push(mount(
+                    "/dev/shm",
+                    "tmpfs",
+                    "shm",
+                    &["nosuid", "noexec", "nodev", "mode=1777", &size],
+                ));
+            }
+        }
+    }
+    // What the user mounts there takes the place of ours.
+    let taken = |destination: &str| own.iter().any(|mount| mount.destination == destination);
+    all.retain(|mount| !taken(&mount.destination));
+    for (destination, source) in &world.files {
+        if !taken(destination) {
+            all.push(mount(destination, "bind", source, &["rbind", "rprivate"]));
+        }
+    }
+    if host.init == Some(true) && host.pid_mode.is_empty() {
+        all.push(mount(
+            INIT_PATH,
+            "bind",
+            &world.init_program,
+            &["bind", "ro"],
+        ));
+    }
+    all.extend(own);
+    all
+}
+
+/// Binds, volumes and tmpfs, parents before children.
+fn user_mounts(record: &Record, world: &World) -> Vec<Mount> {
+    let mut mounts: Vec<Mount> = Vec::new();
+    for (path, options) in record.host_config.tmpfs.iter().flatten() {
+        mounts.push(tmpfs(&validate::clean_path(path), options));
+    }
+    for (point, source) in record.mounts.iter().zip(&world.sources) {
+        if point.kind == "tmpfs" {
+            let options = point.options.get(option::TMPFS).map_or("", String::as_str);
+            mounts.push(tmpfs(&point.destination, options));
+            continue;
+        }
+        let has = |name: &str| point.options.contains_key(name);
+        let mut options = vec![if has(option::NON_RECURSIVE) {
+            "bind"
+        } else {
+            "rbind"
+        }];
+        if !point.rw {
+            options.push("ro");
+            if !has(option::READ_ONLY_NON_RECURSIVE) && !has(option::NON_RECURSIVE) {
+                options.push("rro");
+            }
+        }
+        options.push(if point.propagation.is_empty() {
+            "rprivate"
+        } else {
+            &point.propagation
+        });
+        mounts.push(mount(&point.destination, "bind", source, &options));
+    }
+    mounts.sort_by(|a, b| a.destination.split('/').cmp(b.destination.split('/')));
+    mounts
+}
+
+fn tmpfs(destination: &str, options: &str) -> Mount {
+    let mut all: Vec<&str> = vec!["noexec", "nosuid", "nodev"];
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        // The user's word replaces its opposite.
+        all.retain(|default| default.strip_prefix("no") != Some(option));
+        all.push(option);
+    }
+    mount(destination, "tmpfs", "tmpfs", &all)
+}
+
+/// Docker's device rules: everything may be made, the harmless ones may be used.
+fn resources_with_devices(host: &HostConfig, world: &World) -> Resources {
+    let rule = |allow, kind: &str, major, minor, access: &str| DeviceRule {
+        allow,
+        kind: kind.into(),
+        major,
+        minor,
+        access: access.into(),
+    };
+    let mut resources = resources(host, &world.block_devices);
+    if host.privileged {
+        resources.devices = vec![rule(true, "", None, None, "rwm")];
+        return resources;
+    }
+    let rules = &mut resources.devices;
+    rules.push(rule(false, "", None, None, "rwm"));
+    rules.push(rule(true, "c", None, None, "m"));
+    rules.push(rule(true, "b", None, None, "m"));
+    for (major, minor) in [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(0)),
+        (5, Some(1)),
+        (5, Some(2)),
+        (136, None),
+    ] {
+        rules.push(rule(true, "c", Some(major), minor, "rwm"));
+    }
+    for found in &world.devices {
+        let Device {
+            kind, major, minor, ..
+        } = &found.device;
+        rules.push(rule(true, kind, *major, *minor, &found.access));
+    }
+    for text in host.device_cgroup_rules.iter().flatten() {
+        if let Ok(own) = device_rule(text) {
+            rules.push(own);
+        }
+    }
+    resources
+}
+
+/// `c 1:3 rwm`, with `*` for any number.
+pub(crate) fn device_rule(text: &str) -> Result<DeviceRule> {
+    let invalid = || Error::invalid(format!("invalid device cgroup rule format: '{text}'"));
+    let mut words = text.split(' ');
+    let (Some(kind @ ("a" | "b" | "c")), Some(numbers), Some(access), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(invalid());
+    };
+    let (major, minor) = numbers.split_once(':').ok_or_else(invalid)?;
+    let number = |text: &str| match text {
+        "*" => Ok(None),
+        digits => digits
+            .parse::<u32>()
+            .map(|n| Some(i64::from(n)))
+            .map_err(|_| invalid()),
+    };
+    if access.is_empty() || access.len() > 3 || !access.bytes().all(|b| b"rwm".contains(&b)) {
+        return Err(invalid());
+    }
+    Ok(DeviceRule {
+        allow: true,
+        kind: kind.into(),
+        major: number(major)?,
+        minor: number(minor)?,
+        access: access.into(),
+    })
+}
+
+/// Limits of memory, CPU, processes and block I/O. `block_devices` gives the numbers of the paths that are named.
+pub(crate) fn resources(
+    host: &HostConfig,
+    block_devices: &BTreeMap<String, (i64, i64)>,
+) -> Resources {
+    let set = |value: i64| (value != 0).then_some(value);
+    let memory = Memory {
+        limit: set(host.memory),
+        reservation: set(host.memory_reservation),
+        swap: set(host.memory_swap),
+        swappiness: host
+            .memory_swappiness
+            .and_then(|value| u64::try_from(value).ok()),
+        disable_oom_killer: host.oom_kill_disable.filter(|disable| *disable),
+        ..Memory::default()
+    };
+    let (mut quota, mut period) = (
+        set(host.cpu_quota),
+        set(host.cpu_period).map(|us| us as u64),
+    );
+    if host.nano_cpus > 0 {
+        // 100 ms periods; 10⁹ nano CPUs are a whole period.
+        period = Some(100_000);
+        quota = Some(host.nano_cpus / 10_000);
+    }
+    let cpu = Cpu {
+        shares: u64::try_from(host.cpu_shares)
+            .ok()
+            .filter(|shares| *shares > 0),
+        quota,
+        period,
+        cpus: host.cpuset_cpus.clone(),
+        mems: host.cpuset_mems.clone(),
+        ..Cpu::default()
+    };
+    let throttles = |devices: &[gantry_docker_api::create::ThrottleDevice]| {
+        let known = devices.iter().filter_map(|device| {
+            let (major, minor) = *block_devices.get(&device.path)?;
+            Some(oci::ThrottleDevice {
+                major,
+                minor,
+                rate: device.rate,
+            })
+        });
+        known.collect::<Vec<_>>()
+    };
+    let weights = host.blkio_weight_device.iter().filter_map(|device| {
+        let (major, minor) = *block_devices.get(&device.path)?;
+        Some(oci::WeightDevice {
+            major,
+            minor,
+            weight: Some(device.weight),
+            leaf_weight: None,
+        })
+    });
+    let block_io = BlockIo {
+        weight: (host.blkio_weight > 0).then_some(host.blkio_weight),
+        weight_device: weights.collect(),
+        throttle_read_bps_device: throttles(&host.blkio_device_read_bps),
+        throttle_write_bps_device: throttles(&host.blkio_device_write_bps),
+        throttle_read_iops_device: throttles(&host.blkio_device_read_iops),
+        throttle_write_iops_device: throttles(&host.blkio_device_write_iops),
+        ..BlockIo::default()
+    };
+    Resources {
+        memory: (memory != Memory::default()).then_some(memory),
+        cpu: (cpu != Cpu::default()).then_some(cpu),
+        pids: host
+            .pids_limit
+            .filter(|limit| *limit != 0)
+            .map(|limit| Pids { limit }),
+        block_io: (block_io != BlockIo::default()).then_some(block_io),
+        ..Resources::default()
+    }
+}
+
+/// Paths whose device numbers [`resources`] needs.
+pub(crate) fn block_device_paths(host: &HostConfig) -> impl Iterator<Item = &str> {
+    let throttles = [
+        &host.blkio_device_read_bps,
+        &host.blkio_device_write_bps,
+        &host.blkio_device_read_iops,
+        &host.blkio_device_write_iops,
+    ];
+    let weights = host
+        .blkio_weight_device
+        .iter()
+        .map(|device| device.path.as_str());
+    throttles
+        .into_iter()
+        .flatten()
+        .map(|device| device.path.as_str())
+        .chain(weights)
+}
+
+/// Compiled seccomp profiles, in the form that travels to the supervisor.
+#[derive(Default)]
+pub(crate) struct Filters(Mutex<BTreeMap<String, Arc<str>>>);
+
+/// Sets of capabilities that are in use at the same time are few; user profiles are, too.
+const FILTERS_LIMIT: usize = 256;
+
+impl Filters {
+    /// The container's filter, `None` when it is unconfined.
+    pub(crate) fn of(&self, host: &HostConfig, facts: &Facts) -> Result<Option<String>> {
+        let security = validate::security_options(host)?;
+        if host.privileged || security.seccomp == Seccomp::Unconfined {
+            return Ok(None);
+        }
+        let capabilities = capabilities(host, facts);
+        let mut key = capabilities.join(" ");
+        if let Seccomp::Profile(json) = &security.seccomp {
+            key = format!("{key}\n{json}");
+        }
+        if let Some(filter) = self.lock().get(&key) {
+            return Ok(Some(filter.to_string()));
+        }
+        let profile = match &security.seccomp {
+            Seccomp::Profile(json) => super::profile::convert(json, &capabilities)?,
+            _ => seccomp::docker_default(&capabilities),
+        };
+        let filter = seccomp::compile(&profile).map_err(|reason| {
+            Error::invalid(format!("seccomp profile cannot be used: {reason}"))
+        })?;
+        let text = base64::engine::general_purpose::STANDARD.encode(&filter.program);
+        let mut filters = self.lock();
+        if filters.len() >= FILTERS_LIMIT {
+            filters.clear();
+        }
+        filters.insert(key, text.as_str().into());
+        Ok(Some(text))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<str>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
