@@ -15,7 +15,7 @@ use crate::files::tree;
 use crate::{Engine, Filters};
 use gantry_base::db::Batch;
 use gantry_base::{Error, ErrorKind, Result, ResultExt};
-use gantry_linux::path::open_in_root;
+use gantry_linux::mount::open_in_root;
 use gantry_linux::view::{Overlay, detached_overlay};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};

@@ -62,6 +62,15 @@ pub fn open_dir_beneath(root: impl AsFd, path: &[u8], symlinks: Symlinks) -> io:
     open_beneath(root, path, flags, 0, symlinks)
 }
 
+/// Opens the entry `name` of `dir` itself: not through a symbolic link, never another folder's. `mode` counts when `flags` create.
+pub fn open_entry(dir: impl AsFd, name: &OsStr, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    if !is_single_name(name.as_bytes()) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, mode)?)
+}
+
 /// True for a name that stays in its directory: not empty, not `.` or `..`, no slash, no NUL, at most 255 bytes.
 pub fn is_single_name(name: &[u8]) -> bool {
     !name.is_empty()

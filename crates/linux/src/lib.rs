@@ -7,7 +7,6 @@ pub mod ipc;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
-pub mod path;
 pub mod process;
 pub mod program;
 pub mod pty;

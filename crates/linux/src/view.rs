@@ -3,15 +3,14 @@
 //!
 //! Everything here ends with the returned descriptors, also when the process is killed.
 
-use crate::path::open_in_root;
+use crate::dirfd::open_entry;
+use crate::mount::{self, open_in_root};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags,
-};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Overlay folders. `lowers` topmost first, at least one.
@@ -30,28 +29,23 @@ pub fn detached_overlay(overlay: &Overlay) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         return Ok(rustix::fs::open(only, flags, Mode::empty())?);
     }
-    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for lower in &overlay.lowers {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", lower)?;
-    }
-    if let Some((upper, work)) = &overlay.upper {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "upperdir", upper)?;
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "workdir", work)?;
-    }
     // What a layer's difference means must not depend on the kernel's defaults.
-    for (key, value) in [
-        ("redirect_dir", "off"),
-        ("metacopy", "off"),
-        ("index", "off"),
-    ] {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), key, value)?;
+    let plain: [(&str, &[u8]); 3] = [
+        ("redirect_dir", b"off"),
+        ("metacopy", b"off"),
+        ("index", b"off"),
+    ];
+    match &overlay.upper {
+        Some((upper, work)) => mount::overlay(&overlay.lowers, upper, work, &plain),
+        None => {
+            let lowers = overlay.lowers.iter();
+            let mut parameters: Vec<(&str, &[u8])> = lowers
+                .map(|lower| ("lowerdir+", lower.as_os_str().as_bytes()))
+                .collect();
+            parameters.extend(plain);
+            mount::detached(c"overlay", c"overlay", &parameters, 0)
+        }
     }
-    rustix::mount::fsconfig_create(fs.as_fd())?;
-    Ok(rustix::mount::fsmount(
-        fs.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?)
 }
 
 /// Something to see at `target` inside the root.
@@ -165,21 +159,14 @@ fn assemble(overlay: &OwnedFd, binds: &[Bind], anchor: &Path) -> io::Result<View
         let folder = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode)
             == rustix::fs::FileType::Directory;
         let target = mount_point(&root, &bind.target, folder)?;
-        rustix::mount::move_mount(
-            tree.as_fd(),
-            "",
-            target.as_fd(),
-            "",
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-        )?;
         if bind.read_only {
-            use std::os::fd::AsRawFd;
-            rustix::mount::mount_remount(
-                format!("/proc/self/fd/{}", tree.as_raw_fd()),
-                MountFlags::BIND | MountFlags::RDONLY,
-                "",
-            )?;
+            let change = mount::Attributes {
+                set: mount::attribute::RDONLY,
+                ..mount::Attributes::default()
+            };
+            mount::set_attributes(&tree, true, &change)?;
         }
+        mount::attach(&tree, &target)?;
     }
     let namespace = std::fs::File::open("/proc/thread-self/ns/mnt")?.into();
     Ok(View {
@@ -208,5 +195,5 @@ fn mount_point(root: &OwnedFd, target: &Path, folder: bool) -> io::Result<OwnedF
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(e) => return Err(e.into()),
     }
-    crate::path::open_child(&parent, name, OFlags::PATH, Mode::empty())
+    open_entry(&parent, name, OFlags::PATH, Mode::empty())
 }

@@ -39,6 +39,12 @@ struct Walk<'a> {
     found: BTreeMap<Vec<u8>, Change>,
 }
 
+/// What a walk found in one folder.
+struct Inside {
+    changed: bool,
+    scaffold: bool,
+}
+
 /// What a name means in the layers below.
 enum Below {
     Nothing,
@@ -55,11 +61,12 @@ impl Walk<'_> {
         lowers: &[OwnedFd],
         path: &[u8],
         depth: usize,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Inside> {
         if depth > tree::DEPTH_LIMIT {
             return Err(tree::too_deep());
         }
         let mut changed = false;
+        let mut skipped = 0;
         let upper_names = tree::names(upper)?;
         for name in &upper_names {
             let stat = match tree::stat_child(upper, name) {
@@ -67,7 +74,9 @@ impl Walk<'_> {
                 stat => stat?,
             };
             let path = [path, name.as_bytes()].concat();
-            if !(self.skip)(&path[1..], &stat) {
+            if (self.skip)(&path[1..], &stat) {
+                skipped += 1;
+            } else {
                 changed |= self.entry(upper, lowers, name, &stat, path, depth)?;
             }
         }
@@ -80,7 +89,11 @@ impl Walk<'_> {
                 }
             }
         }
-        Ok(changed)
+        Ok(Inside {
+            changed,
+            // A folder that was only made to hold what is skipped is skipped with it.
+            scaffold: skipped > 0 && skipped == upper_names.len(),
+        })
     }
 
     fn entry(
@@ -124,8 +137,11 @@ impl Walk<'_> {
             }
         };
         let inner = self.level(folder.as_fd(), &lowers, &inside, depth + 1)?;
+        if own == Some(Change::Added) && inner.scaffold {
+            return Ok(false);
+        }
         // A folder whose content changed is changed, even if overlay made it only as a way to the content.
-        match own.or(inner.then_some(Change::Modified)) {
+        match own.or(inner.changed.then_some(Change::Modified)) {
             None => Ok(false),
             Some(change) => {
                 self.add(path, change)?;

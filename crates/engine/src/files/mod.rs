@@ -1,7 +1,7 @@
 //! Trees of files that others control: measured, copied, packed into a tar, unpacked from one, compared with the layers below.
 //!
 //! Invariant: every step goes from a folder's descriptor to one entry of it without following links, or through
-//! [`gantry_linux::path::open_in_root`]. No path is ever checked first and opened later.
+//! [`gantry_linux::mount::open_in_root`]. No path is ever checked first and opened later.
 
 pub(crate) mod diff;
 pub(crate) mod pack;
@@ -9,7 +9,7 @@ pub(crate) mod tree;
 pub(crate) mod unpack;
 
 use bytes::Bytes;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use tokio::sync::mpsc;
 
 /// Bytes that one message of a [`ChannelWriter`] carries.
@@ -52,5 +52,34 @@ impl Write for ChannelWriter {
             return Ok(());
         }
         self.send()
+    }
+}
+
+/// The other end, for a reader that blocks.
+pub(crate) struct ChannelReader {
+    from: mpsc::Receiver<io::Result<Bytes>>,
+    left: Bytes,
+}
+
+impl ChannelReader {
+    pub(crate) fn new(from: mpsc::Receiver<io::Result<Bytes>>) -> Self {
+        Self {
+            from,
+            left: Bytes::new(),
+        }
+    }
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.left.is_empty() {
+            match self.from.blocking_recv() {
+                Some(chunk) => self.left = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.left.len());
+        buffer[..length].copy_from_slice(&self.left.split_to(length));
+        Ok(length)
     }
 }

@@ -1,7 +1,7 @@
 //! A folder as a tar stream: ustar headers, PAX records where ustar is too small.
 
 use super::tree::{self, kind};
-use gantry_linux::path::open_child;
+use gantry_linux::dirfd::open_entry;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -161,7 +161,7 @@ impl<'a, W: Write> Packer<'a, W> {
     fn file(&mut self, dir: BorrowedFd<'_>, name: &OsStr, path: &[u8]) -> io::Result<()> {
         // NONBLOCK: between the look and the opening it may have become a pipe.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let mut file = std::fs::File::from(open_child(dir, name, flags, Mode::empty())?);
+        let mut file = std::fs::File::from(open_entry(dir, name, flags, Mode::empty())?);
         let stat = rustix::fs::fstat(&file)?;
         if kind(&stat) != FileType::RegularFile {
             return Ok(());

@@ -1,6 +1,6 @@
 //! Walking, measuring and copying folders by descriptor.
 
-use gantry_linux::path::open_child;
+use gantry_linux::dirfd::open_entry;
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -40,7 +40,7 @@ pub(crate) fn stat_child(dir: impl AsFd, name: &OsStr) -> io::Result<Stat> {
 
 pub(crate) fn open_folder(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    open_child(dir, name, flags, Mode::empty())
+    open_entry(dir, name, flags, Mode::empty())
 }
 
 /// Entry names without `.` and `..`, sorted. `dir` must be open for reading.
@@ -275,9 +275,9 @@ fn copy_entry(
         }
         FileType::RegularFile => {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-            let source = std::fs::File::from(open_child(from, name, flags, Mode::empty())?);
+            let source = std::fs::File::from(open_entry(from, name, flags, Mode::empty())?);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-            let mut target = std::fs::File::from(open_child(to, name, flags, private)?);
+            let mut target = std::fs::File::from(open_entry(to, name, flags, private)?);
             io::copy(&mut &source, &mut target)?;
             (target.into(), source.into())
         }
@@ -286,8 +286,8 @@ fn copy_entry(
             rustix::fs::symlinkat(&*target, to, name)?;
             let flags = OFlags::PATH;
             (
-                open_child(to, name, flags, Mode::empty())?,
-                open_child(from, name, flags, Mode::empty())?,
+                open_entry(to, name, flags, Mode::empty())?,
+                open_entry(from, name, flags, Mode::empty())?,
             )
         }
         // A socket means nothing without the process that listens.
@@ -296,8 +296,8 @@ fn copy_entry(
             rustix::fs::mknodat(to, name, special, private, stat.st_rdev)?;
             let flags = OFlags::PATH;
             (
-                open_child(to, name, flags, Mode::empty())?,
-                open_child(from, name, flags, Mode::empty())?,
+                open_entry(to, name, flags, Mode::empty())?,
+                open_entry(from, name, flags, Mode::empty())?,
             )
         }
     };

@@ -3,7 +3,7 @@
 
 use super::tree::{self, Ownership, kind};
 use gantry_base::{Error, Result, ResultExt};
-use gantry_linux::path::{open_child, open_in_root};
+use gantry_linux::{dirfd::open_entry, mount::open_in_root};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, Read};
@@ -114,7 +114,7 @@ impl State<'_> {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
                 let file =
-                    open_child(&parent, &name, flags, Mode::from_raw_mode(0o600)).context(text)?;
+                    open_entry(&parent, &name, flags, Mode::from_raw_mode(0o600)).context(text)?;
                 let mut file = std::fs::File::from(file);
                 io::copy(&mut entry, &mut file).context(text)?;
                 file.into()
@@ -124,7 +124,7 @@ impl State<'_> {
                 rustix::fs::symlinkat(&target, &parent, &name).context(text)?;
                 // Later entries must see the link, not what a kept descriptor says.
                 self.parent = None;
-                open_child(&parent, &name, OFlags::PATH, Mode::empty()).context(text)?
+                open_entry(&parent, &name, OFlags::PATH, Mode::empty()).context(text)?
             }
             EntryType::Link => {
                 let target = link_name(&entry, &whole)?;
@@ -150,7 +150,7 @@ impl State<'_> {
                     device,
                 )
                 .context(text)?;
-                open_child(&parent, &name, OFlags::PATH, Mode::empty()).context(text)?
+                open_entry(&parent, &name, OFlags::PATH, Mode::empty()).context(text)?
             }
             other => {
                 return Err(Error::invalid(format!(
