@@ -118,3 +118,41 @@ fn cgroups(folder: &Path, instance: &str, depth: u32, found: &mut Vec<String>) {
         }
     }
 }
+
+/// Processes in the instance's cgroups, in whichever hierarchy.
+pub fn cgroup_members(instance: &str) -> Vec<i32> {
+    let mut pids = Vec::new();
+    for folder in instance_folders(instance) {
+        let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// Removes the instance's empty cgroups.
+pub fn remove_cgroups(instance: &str) {
+    for folder in instance_folders(instance) {
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
+/// The instance's cgroups and all below, deepest first.
+fn instance_folders(instance: &str) -> Vec<std::path::PathBuf> {
+    fn below(folder: &Path, into: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                below(&entry.path(), into);
+            }
+        }
+        into.push(folder.to_owned());
+    }
+    let mut roots = Vec::new();
+    cgroups(Path::new("/sys/fs/cgroup"), instance, 3, &mut roots);
+    let mut folders = Vec::new();
+    for root in roots {
+        below(Path::new(root.trim_start_matches("cgroup ")), &mut folders);
+    }
+    folders
+}

@@ -205,6 +205,19 @@ impl World {
         daemon.wait().expect("the daemon can be waited for");
     }
 
+    /// `None` when it has ended already (by `gantry down`), otherwise as [`World::terminate`].
+    pub fn terminate_if_running(&mut self) -> Option<i32> {
+        let ended = self
+            .daemon
+            .as_mut()
+            .is_none_or(|daemon| matches!(daemon.try_wait(), Ok(Some(_))));
+        if ended {
+            self.daemon = None;
+            return None;
+        }
+        Some(self.terminate())
+    }
+
     /// SIGTERM, and the exit code.
     #[track_caller]
     pub fn terminate(&mut self) -> i32 {
@@ -217,6 +230,47 @@ impl World {
         status
             .code()
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    }
+
+    /// The daemon was ended by somebody else: takes note. Panics when it runs on.
+    #[track_caller]
+    pub fn reap(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        eventually("the daemon's end", START_LIMIT, || {
+            match daemon.try_wait() {
+                Ok(Some(_)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    /// What a power cut leaves: no process of the instance, no cgroup, an empty run directory; the data stays.
+    /// The daemon must be gone already.
+    #[track_caller]
+    pub fn power_cut(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs");
+        let instance = self.instance();
+        eventually("the end of every process", START_LIMIT, || {
+            let pids = leftovers::cgroup_members(&instance);
+            for pid in &pids {
+                if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+            if pids.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{pids:?}"))
+            }
+        });
+        leftovers::remove_cgroups(&instance);
+        std::fs::remove_dir_all(self.run_dir()).expect("the run directory can be removed");
+        // A new machine has a new network: everything that was set up is gone.
+        if let Some(mut holder) = self.namespace.take() {
+            let _ = holder.kill();
+            let _ = holder.wait();
+            self.namespace = Some(network_namespace());
+        }
     }
 
     /// Our own command on this instance.
