@@ -162,7 +162,9 @@ fn bind(text: &str) -> Result<MountPoint> {
         }
         mount
     } else {
-        volume_name(source)?;
+        if !source.is_empty() {
+            volume_name(source)?;
+        }
         volume(source, clean_path(target), !read_only)
     };
     if has("nocopy") {
@@ -385,5 +387,125 @@ fn volumes_from(text: &str) -> Result<(&str, &str)> {
         ))
     } else {
         Err(Error::invalid(format!("invalid mode: {mode}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One line per mount, or the refusal; the path `/missing` does not exist.
+    fn planned(config: &str, host: &str) -> String {
+        let config: ContainerConfig = serde_json::from_str(config).unwrap();
+        let host: HostConfig = serde_json::from_str(host).unwrap();
+        let none = |r: &str| Err(Error::not_found(format!("No such container: {r}")));
+        match plan(&config, &host, none, |path| path != "/missing") {
+            Ok(plan) => plan
+                .iter()
+                .map(|m| {
+                    let from = m.name.clone().unwrap_or_else(|| m.source.clone());
+                    let mode = if m.rw { "rw" } else { "ro" };
+                    format!(
+                        "{} {from}:{} {mode} {}",
+                        m.kind, m.destination, m.propagation
+                    )
+                    .trim()
+                    .to_owned()
+                })
+                .collect::<Vec<_>>()
+                .join(" | "),
+            Err(e) => e.message().to_owned(),
+        }
+    }
+
+    #[test]
+    fn specs_as_docker_reads_them() {
+        for (binds, lines) in [
+            (r#"["/a:/b"]"#, "bind /a:/b rw rprivate"),
+            (r#"["/a/../c:/b/:ro,z,rshared"]"#, "bind /c:/b ro rshared"),
+            (r#"["v1:/b:nocopy"]"#, "volume v1:/b rw"),
+            (r#"["/a"]"#, "volume :/a rw"),
+        ] {
+            assert_eq!(
+                planned("{}", &format!(r#"{{"Binds":{binds}}}"#)),
+                lines,
+                "{binds}"
+            );
+        }
+        assert_eq!(
+            planned(
+                r#"{"Volumes":{"/d":{},"/b":{}}}"#,
+                r#"{"Binds":["/a:/b"],"Tmpfs":{"/d/":""}}"#
+            ),
+            "bind /a:/b rw rprivate"
+        );
+    }
+
+    #[test]
+    fn refusals_in_dockers_words() {
+        for (host, sentence) in [
+            (
+                r#"{"Binds":["/a:/b:ro:x"]}"#,
+                "invalid volume specification: '/a:/b:ro:x'",
+            ),
+            (
+                r#"{"Binds":["/a:ro"]}"#,
+                "invalid volume specification: '/a:ro'",
+            ),
+            (
+                r#"{"Binds":[":/b"]}"#,
+                "invalid volume specification: ':/b'",
+            ),
+            (r#"{"Binds":["/a:/b:foo"]}"#, "invalid mode: foo"),
+            (r#"{"Binds":["/a:/b:ro,rw"]}"#, "invalid mode: ro,rw"),
+            (
+                r#"{"Binds":["/a:/"]}"#,
+                "invalid volume specification: '/a:/': invalid mount config for type \"bind\": invalid specification: destination can't be '/'",
+            ),
+            (
+                r#"{"Binds":["/a:b"]}"#,
+                "invalid volume specification: '/a:b': invalid mount config for type \"bind\": invalid mount path: 'b' mount path must be absolute",
+            ),
+            (
+                r#"{"Binds":["../x:/b"]}"#,
+                "create ../x: \"../x\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path",
+            ),
+            (
+                r#"{"Binds":["/a:/b","/c:/b"]}"#,
+                "Duplicate mount point: /b",
+            ),
+            (
+                r#"{"Binds":["/a:/b"],"Tmpfs":{"/b":""}}"#,
+                "Duplicate mount point: /b",
+            ),
+            (
+                r#"{"Mounts":[{"Type":"bind","Source":"/missing","Target":"/b"}]}"#,
+                "invalid mount config for type \"bind\": bind source path does not exist: /missing",
+            ),
+            (
+                r#"{"Mounts":[{"Type":"bind","Target":"/b"}]}"#,
+                "invalid mount config for type \"bind\": field Source must not be empty",
+            ),
+            (
+                r#"{"Mounts":[{"Type":"bind","Source":"/a"}]}"#,
+                "invalid mount config for type \"bind\": field Target must not be empty",
+            ),
+            (
+                r#"{"Mounts":[{"Type":"tmpfs","Source":"/a","Target":"/b"}]}"#,
+                "invalid mount config for type \"tmpfs\": field Source must not be specified",
+            ),
+            (
+                r#"{"Mounts":[{"Type":"foo","Target":"/b"}]}"#,
+                "invalid mount config for type \"foo\": mount type unknown",
+            ),
+            (
+                r#"{"Mounts":[{"Type":"volume","Target":"/b","ReadOnly":true}]}"#,
+                "invalid mount config for type \"volume\": must not set ReadOnly mode when using anonymous volumes",
+            ),
+            (r#"{"VolumesFrom":["nobody"]}"#, "No such container: nobody"),
+            (r#"{"VolumesFrom":["a:shared"]}"#, "invalid mode: shared"),
+        ] {
+            assert_eq!(planned("{}", host), sentence, "{host}");
+        }
     }
 }

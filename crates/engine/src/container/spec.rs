@@ -72,7 +72,7 @@ pub(crate) fn spec(record: &Record, facts: &Facts, world: &World) -> Result<Spec
     let own_network = world.network_of.is_none() && host.network_mode != "host";
     let mut args = record.argv.clone();
     if host.init == Some(true) && host.pid_mode.is_empty() {
-        args.splice(0..0, [INIT_PATH.to_owned(), "--".to_owned()]);
+        args.splice(0..0, [INIT_PATH, "init", "--"].map(str::to_owned));
     }
     let mut process = process(record, facts)?;
     process.args = args;
@@ -688,5 +688,296 @@ impl Filters {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<str>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::{MountPoint, State, mounts};
+    use gantry_docker_api::create::CreateContainer;
+
+    /// A record as `create` makes it from this HostConfig.
+    fn record(config: serde_json::Value, host: serde_json::Value) -> Record {
+        let mut request = CreateContainer {
+            config: serde_json::from_value(config).unwrap(),
+            host_config: serde_json::from_value(host).unwrap(),
+            ..CreateContainer::default()
+        };
+        validate::request(&mut request, &Facts::example()).unwrap();
+        let CreateContainer {
+            mut config,
+            host_config,
+            ..
+        } = request;
+        if config.hostname.is_empty() {
+            config.hostname = "0123456789ab".into();
+        }
+        let none = |_: &str| Err(Error::not_found("none"));
+        let mounts = mounts::plan(&config, &host_config, none, |_| true).unwrap();
+        Record {
+            schema: 1,
+            id: "0123456789abcdef".repeat(4),
+            name: "web".into(),
+            created_at_ns: 0,
+            image: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            image_name: "busybox".into(),
+            argv: config.cmd.clone().unwrap_or_default(),
+            config,
+            host_config,
+            mounts,
+            networks: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            ports: Vec::new(),
+            state: State::Created { failure: None },
+            restart_count: 0,
+            stopped_by_user: false,
+            health: None,
+        }
+    }
+
+    fn world(record: &Record) -> World {
+        let source = |mount: &MountPoint| match mount.kind.as_str() {
+            "volume" => "/data/volumes/v/_data".to_owned(),
+            _ => mount.source.clone(),
+        };
+        World {
+            cgroup_path: format!("/gantry/{}", record.id),
+            files: vec![("/etc/hosts", "/d/hosts".into())],
+            sources: record.mounts.iter().map(source).collect(),
+            init_program: "/run/gantry/docker-init".into(),
+            ..World::default()
+        }
+    }
+
+    fn made(config: serde_json::Value, host: serde_json::Value) -> Spec {
+        let record = record(config, host);
+        spec(&record, &Facts::example(), &world(&record)).unwrap()
+    }
+
+    fn of(host: serde_json::Value) -> Spec {
+        made(
+            serde_json::json!({"Image": "busybox", "Cmd": ["true"]}),
+            host,
+        )
+    }
+
+    #[test]
+    fn the_default_container_is_dockers() {
+        insta::assert_json_snapshot!(of(serde_json::json!({})));
+    }
+
+    #[test]
+    fn limits_reach_the_cgroup() {
+        let spec = of(serde_json::json!({
+            "Memory": 64 << 20, "NanoCpus": 500_000_000u64, "CpuShares": 512, "CpusetCpus": "0", "PidsLimit": 32,
+            "MemoryReservation": 32 << 20, "Ulimits": [{"Name": "nofile", "Soft": 100, "Hard": 200}], "OomScoreAdj": 100
+        }));
+        let mut resources = spec.linux.unwrap().resources.unwrap();
+        resources.devices.clear();
+        let process = spec.process.unwrap();
+        insta::assert_snapshot!(serde_json::to_string(&resources).unwrap(), @r#"{"memory":{"limit":67108864,"reservation":33554432,"swap":134217728},"cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"0"},"pids":{"limit":32}}"#);
+        insta::assert_snapshot!(serde_json::to_string(&process.rlimits).unwrap(), @r#"[{"type":"RLIMIT_NOFILE","hard":200,"soft":100}]"#);
+        assert_eq!(process.oom_score_adj, Some(100));
+    }
+
+    /// `kind:path` of each namespace.
+    fn shown(spec: &Spec) -> String {
+        let namespaces = &spec.linux.as_ref().unwrap().namespaces;
+        let names = namespaces
+            .iter()
+            .map(|n| format!("{:?}{}", n.kind, n.path).to_lowercase());
+        names.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn namespaces_follow_the_modes() {
+        assert_eq!(
+            shown(&of(serde_json::json!({}))),
+            "mount network uts pid ipc"
+        );
+        let host = serde_json::json!({"NetworkMode": "host", "PidMode": "host", "IpcMode": "host", "UTSMode": "host"});
+        assert_eq!(shown(&of(host)), "mount");
+        assert_eq!(
+            shown(&of(serde_json::json!({"CgroupnsMode": "private"}))),
+            "mount network uts pid ipc cgroup"
+        );
+        let joined = record(
+            serde_json::json!({"Image": "b"}),
+            serde_json::json!({"NetworkMode": "container:x"}),
+        );
+        let around = World {
+            network_of: Some(42),
+            ..world(&joined)
+        };
+        let spec = spec(&joined, &Facts::example(), &around).unwrap();
+        assert_eq!(shown(&spec), "mount network/proc/42/ns/net uts pid ipc");
+        assert!(spec.linux.unwrap().sysctl.is_empty());
+    }
+
+    #[test]
+    fn privileged_gets_what_the_host_has() {
+        let spec = of(serde_json::json!({"Privileged": true}));
+        let capabilities = spec.process.unwrap().capabilities.unwrap();
+        assert_eq!(capabilities.bounding.len(), 40);
+        assert!(
+            !capabilities
+                .bounding
+                .contains(&"CAP_SYS_RESOURCE".to_owned())
+        );
+        let linux = spec.linux.unwrap();
+        assert!(linux.masked_paths.is_empty() && linux.readonly_paths.is_empty());
+        assert!(
+            spec.mounts
+                .iter()
+                .all(|mount| !mount.options.contains(&"ro".to_owned()))
+        );
+        assert_eq!(
+            serde_json::to_string(&linux.resources.unwrap().devices).unwrap(),
+            r#"[{"allow":true,"access":"rwm"}]"#
+        );
+    }
+
+    #[test]
+    fn capabilities_are_added_and_dropped() {
+        let names = |add: &[&str], drop: &[&str]| {
+            let spec = of(serde_json::json!({"CapAdd": add, "CapDrop": drop}));
+            spec.process.unwrap().capabilities.unwrap().bounding
+        };
+        assert_eq!(names(&[], &[]).len(), 14);
+        assert_eq!(names(&["net_admin"], &["ALL"]), ["CAP_NET_ADMIN"]);
+        assert_eq!(names(&["ALL"], &["CAP_SYS_ADMIN"]).len(), 39);
+        assert!(!names(&[], &["chown"]).contains(&"CAP_CHOWN".to_owned()));
+        assert_eq!(names(&[], &["all"]).len(), 0);
+    }
+
+    #[test]
+    fn environment_in_dockers_order() {
+        let spec = made(
+            serde_json::json!({"Image": "b", "Tty": true, "Hostname": "h", "Env": ["A=1", "PATH=/bin", "TERM", "B"]}),
+            serde_json::json!({}),
+        );
+        assert_eq!(
+            spec.process.unwrap().env,
+            ["PATH=/bin", "HOSTNAME=h", "A=1"]
+        );
+    }
+
+    #[test]
+    fn mounts_of_the_user_take_the_place_of_ours() {
+        let spec = made(
+            serde_json::json!({"Image": "b", "Volumes": {"/data": {}}}),
+            serde_json::json!({
+                "Binds": ["/srv:/srv:ro", "/h:/etc/hosts", "cache:/srv/cache:nocopy"],
+                "Tmpfs": {"/run": "size=1m,exec"}, "Init": true,
+                "Mounts": [{"Type": "tmpfs", "Target": "/dev/shm", "TmpfsOptions": {"SizeBytes": 4096, "Mode": 448}}]
+            }),
+        );
+        let lines: Vec<String> = spec
+            .mounts
+            .iter()
+            .map(|m| {
+                format!(
+                    "{} {} {} {}",
+                    m.destination,
+                    m.kind,
+                    m.source,
+                    m.options.join(",")
+                )
+            })
+            .skip_while(|line| !line.starts_with("/dev/mqueue"))
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"), @"
+        /dev/mqueue mqueue mqueue nosuid,noexec,nodev
+        /sbin/docker-init bind /run/gantry/docker-init bind,ro
+        /data bind /data/volumes/v/_data rbind,rprivate
+        /dev/shm tmpfs tmpfs noexec,nosuid,nodev,mode=700,size=4096
+        /etc/hosts bind /h rbind,rprivate
+        /run tmpfs tmpfs nosuid,nodev,size=1m,exec
+        /srv bind /srv rbind,ro,rro,rprivate
+        /srv/cache bind /data/volumes/v/_data rbind,rprivate
+        ");
+        assert_eq!(
+            spec.process.unwrap().args,
+            ["/sbin/docker-init", "init", "--"]
+        );
+    }
+
+    #[test]
+    fn exec_inherits_and_changes() {
+        let record = record(
+            serde_json::json!({"Image": "b", "User": "app", "WorkingDir": "/w", "Env": ["A=1"]}),
+            serde_json::json!({"SecurityOpt": ["no-new-privileges", "seccomp=unconfined"], "GroupAdd": ["audio", "7"]}),
+        );
+        let config = ExecConfig {
+            cmd: Some(vec!["sh".into()]),
+            env: Some(vec!["A=2".into()]),
+            tty: true,
+            ..ExecConfig::default()
+        };
+        let (process, filter) =
+            exec(&record, &config, &Facts::example(), &Filters::default()).unwrap();
+        assert_eq!(filter, None);
+        let user = &process.user;
+        assert_eq!(
+            (user.username.as_str(), &user.additional_gids[..]),
+            ("app", &[7][..])
+        );
+        assert_eq!(user.additional_groups, ["audio"]);
+        assert_eq!(
+            (process.cwd.as_str(), process.no_new_privileges),
+            ("/w", true)
+        );
+        assert_eq!(
+            process
+                .env
+                .iter()
+                .filter(|e| e.starts_with("A=") || e.starts_with("TERM"))
+                .count(),
+            2
+        );
+        let (process, _) = exec(
+            &record,
+            &ExecConfig {
+                user: "0".into(),
+                privileged: true,
+                ..config
+            },
+            &Facts::example(),
+            &Filters::default(),
+        )
+        .unwrap();
+        assert_eq!(
+            (
+                process.user.username.as_str(),
+                process.capabilities.unwrap().bounding.len()
+            ),
+            ("0", 40)
+        );
+    }
+
+    #[test]
+    fn device_rules_as_docker_reads_them() {
+        let rule = device_rule("c 189:* rw").unwrap();
+        assert_eq!(
+            (
+                rule.kind.as_str(),
+                rule.major,
+                rule.minor,
+                rule.access.as_str()
+            ),
+            ("c", Some(189), None, "rw")
+        );
+        for bad in [
+            "",
+            "c 1:3",
+            "d 1:3 r",
+            "c 1 r",
+            "c 1:3 x",
+            "c 1:3 rwm x",
+            "c a:b r",
+        ] {
+            assert!(device_rule(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -83,6 +83,15 @@ pub(crate) fn request(request: &mut CreateContainer, facts: &Facts) -> Result<Ve
     limits(host, facts, &mut warnings)?;
     network(&request.config, host, &request.endpoints)?;
     sysctls(host)?;
+    for rule in host.device_cgroup_rules.iter().flatten() {
+        super::spec::device_rule(rule)?;
+    }
+    for device in &host.devices {
+        let access = &device.cgroup_permissions;
+        if !access.bytes().all(|b| b"rwm".contains(&b)) {
+            refuse!("invalid device mode: {access}");
+        }
+    }
     security_options(host)?;
     log(host)?;
     not_yet(request)?;
@@ -1075,4 +1084,350 @@ pub(crate) fn clean_path(path: &str) -> String {
         }
     }
     format!("/{}", parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks a request given as the JSON of Config and HostConfig; `ok` and the warnings, or the refusal.
+    fn verdict(config: &str, host: &str) -> String {
+        let mut wanted = CreateContainer {
+            config: serde_json::from_str(config).unwrap(),
+            host_config: serde_json::from_str(host).unwrap(),
+            ..CreateContainer::default()
+        };
+        match request(&mut wanted, &Facts::example()) {
+            Ok(warnings) => ["ok".to_owned()]
+                .into_iter()
+                .chain(warnings)
+                .collect::<Vec<_>>()
+                .join(" | "),
+            Err(e) => e.message().to_owned(),
+        }
+    }
+
+    #[test]
+    fn configs_that_docker_refuses() {
+        for (config, sentence) in [
+            (
+                r#"{"WorkingDir":"a"}"#,
+                "the working directory 'a' is invalid, it needs to be an absolute path",
+            ),
+            (r#"{"StopSignal":"FOO"}"#, "invalid signal: FOO"),
+            (r#"{"Env":["=a"]}"#, "invalid environment variable: =a"),
+            (
+                r#"{"Healthcheck":{"Interval":1000}}"#,
+                "Interval in Healthcheck cannot be less than 1ms",
+            ),
+            (
+                r#"{"Healthcheck":{"Retries":-1}}"#,
+                "Retries in Healthcheck cannot be negative",
+            ),
+            (
+                r#"{"Healthcheck":{"Test":["FOO"]}}"#,
+                "Unknown healthcheck type 'FOO' (expected 'CMD') in healthcheck",
+            ),
+            (
+                r#"{"ExposedPorts":{"http":{}}}"#,
+                "invalid port specification: \"http\"",
+            ),
+        ] {
+            assert_eq!(verdict(config, "{}"), sentence, "{config}");
+        }
+    }
+
+    #[test]
+    fn host_configs_that_docker_refuses() {
+        for (host, sentence) in [
+            (
+                r#"{"AutoRemove":true,"RestartPolicy":{"Name":"always"}}"#,
+                "can't create 'AutoRemove' container with restart policy",
+            ),
+            (r#"{"ExtraHosts":["a"]}"#, "bad format for add-host: \"a\""),
+            (
+                r#"{"ExtraHosts":["a:b"]}"#,
+                "invalid IP address in add-host: \"b\"",
+            ),
+            (
+                r#"{"PortBindings":{"99999/tcp":null}}"#,
+                "invalid port specification: \"99999/tcp\"",
+            ),
+            (
+                r#"{"PortBindings":{"80/tcp":[{"HostPort":"x"}]}}"#,
+                "invalid port specification: \"x\"",
+            ),
+            (
+                r#"{"RestartPolicy":{"Name":"sometimes"}}"#,
+                "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+            ),
+            (
+                r#"{"RestartPolicy":{"Name":"always","MaximumRetryCount":1}}"#,
+                "invalid restart policy: maximum retry count can only be used with 'on-failure'",
+            ),
+            (
+                r#"{"RestartPolicy":{"Name":"no","MaximumRetryCount":-1}}"#,
+                "invalid restart policy: maximum retry count can only be used with 'on-failure' and cannot be negative",
+            ),
+            (
+                r#"{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":-1}}"#,
+                "invalid restart policy: maximum retry count cannot be negative",
+            ),
+            (
+                r#"{"CapAdd":["foo"]}"#,
+                "invalid CapAdd: unknown capability: \"CAP_FOO\"",
+            ),
+            (
+                r#"{"CapDrop":["x"]}"#,
+                "invalid CapDrop: unknown capability: \"CAP_X\"",
+            ),
+            (
+                r#"{"CapAdd":["sys_resource"]}"#,
+                "cannot add CAP_SYS_RESOURCE: this host does not have that capability itself",
+            ),
+            (
+                r#"{"Isolation":"hyperv"}"#,
+                "invalid isolation 'hyperv' on linux",
+            ),
+            (r#"{"Memory":1}"#, "Minimum memory limit allowed is 6MB"),
+            (
+                r#"{"Memory":67108864,"MemorySwap":6291456}"#,
+                "Minimum memoryswap limit should be larger than memory limit, see usage",
+            ),
+            (
+                r#"{"MemorySwap":67108864}"#,
+                "You should always set the Memory limit when using Memoryswap limit, see usage",
+            ),
+            (
+                r#"{"MemorySwappiness":101}"#,
+                "Invalid value: 101, valid memory swappiness range is 0-100",
+            ),
+            (
+                r#"{"MemoryReservation":1}"#,
+                "Minimum memory reservation allowed is 6MB",
+            ),
+            (
+                r#"{"Memory":6291456,"MemoryReservation":67108864}"#,
+                "Minimum memory limit can not be less than memory reservation limit, see usage",
+            ),
+            (
+                r#"{"NanoCpus":2000000001}"#,
+                "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
+            ),
+            (
+                r#"{"NanoCpus":1,"CpuQuota":1000}"#,
+                "Conflicting options: Nano CPUs and CPU Quota cannot both be set",
+            ),
+            (
+                r#"{"NanoCpus":1,"CpuPeriod":1000}"#,
+                "Conflicting options: Nano CPUs and CPU Period cannot both be set",
+            ),
+            (
+                r#"{"CpuPeriod":999}"#,
+                "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+            ),
+            (
+                r#"{"CpuQuota":999}"#,
+                "CPU cfs quota can not be less than 1ms (i.e. 1000)",
+            ),
+            (
+                r#"{"CpusetCpus":"0-7"}"#,
+                "Requested CPUs are not available - requested 0-7, available: 0-1",
+            ),
+            (r#"{"CpusetCpus":"a"}"#, "Invalid value a for cpuset cpus"),
+            (
+                r#"{"CpusetMems":"3"}"#,
+                "Requested memory nodes are not available - requested 3, available: 0",
+            ),
+            (r#"{"IpcMode":"foo"}"#, "invalid IPC mode: foo"),
+            (
+                r#"{"PidMode":"container:"}"#,
+                "invalid PID mode: container:",
+            ),
+            (r#"{"UTSMode":"x"}"#, "invalid UTS mode: x"),
+            (
+                r#"{"CgroupnsMode":"x"}"#,
+                "invalid cgroup namespace mode: x",
+            ),
+            (r#"{"ShmSize":-1}"#, "SHM size can not be less than 0"),
+            (
+                r#"{"Runtime":"kata"}"#,
+                "unknown or invalid runtime name: kata",
+            ),
+            (
+                r#"{"Tmpfs":{"/":""}}"#,
+                "invalid specification: destination can't be '/'",
+            ),
+            (
+                r#"{"OomScoreAdj":-1001}"#,
+                "Invalid value -1001, range for oom score adj is [-1000, 1000]",
+            ),
+            (
+                r#"{"OomScoreAdj":-5}"#,
+                "oom-score-adj -5 cannot be granted: this host's limit is 0 (no CAP_SYS_RESOURCE)",
+            ),
+            (
+                r#"{"Ulimits":[{"Name":"foo","Soft":1,"Hard":1}]}"#,
+                "invalid ulimit type: foo",
+            ),
+            (
+                r#"{"Ulimits":[{"Name":"nofile","Soft":9,"Hard":30000}]}"#,
+                "ulimit nofile=30000 cannot be granted: this host's limit is 20000 (no CAP_SYS_RESOURCE)",
+            ),
+            (
+                r#"{"Ulimits":[{"Name":"nofile","Soft":-1,"Hard":9}]}"#,
+                "ulimit soft limit must be less than or equal to hard limit: -1 > 9",
+            ),
+            (
+                r#"{"Sysctls":{"net.core.somaxconn":"1"},"NetworkMode":"host"}"#,
+                "sysctl \"net.core.somaxconn\" not allowed in host network namespace",
+            ),
+            (
+                r#"{"Sysctls":{"vm.swappiness":"1"}}"#,
+                "sysctl \"vm.swappiness\" is not in a separate kernel namespace",
+            ),
+            (
+                r#"{"SecurityOpt":["foo"]}"#,
+                "invalid --security-opt 1: \"foo\"",
+            ),
+            (
+                r#"{"SecurityOpt":["foo=bar"]}"#,
+                "invalid --security-opt 2: \"foo=bar\"",
+            ),
+            (
+                r#"{"LogConfig":{"Type":"syslog"}}"#,
+                "logger: no log driver named 'syslog' is registered",
+            ),
+            (
+                r#"{"LogConfig":{"Type":"json-file","Config":{"x":"1"}}}"#,
+                "unknown log opt 'x' for json-file log driver",
+            ),
+            (
+                r#"{"Links":["a:b"]}"#,
+                "links are not supported; put the containers into one network and use their names",
+            ),
+            (
+                r#"{"DeviceRequests":[{"Driver":"","Count":-1,"Capabilities":[["gpu"]]}]}"#,
+                "could not select device driver \"\" with capabilities: [[gpu]]",
+            ),
+            (
+                r#"{"VolumeDriver":"nfs"}"#,
+                "error looking up volume plugin nfs: plugin \"nfs\" not found",
+            ),
+            (
+                r#"{"DeviceCgroupRules":["x"]}"#,
+                "invalid device cgroup rule format: 'x'",
+            ),
+        ] {
+            assert_eq!(verdict("{}", host), sentence, "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_granted_with_a_warning() {
+        for (host, warnings) in [
+            ("{}", "ok"),
+            (
+                r#"{"Privileged":true}"#,
+                "ok | This host does not have CAP_SYS_RESOURCE; the container gets all other capabilities.",
+            ),
+            (
+                r#"{"CapAdd":["ALL"]}"#,
+                "ok | This host does not have CAP_SYS_RESOURCE; the container gets all other capabilities.",
+            ),
+            (
+                r#"{"NetworkMode":"host","PortBindings":{"80/tcp":null}}"#,
+                "ok | Published ports are discarded when using host network mode",
+            ),
+            (
+                r#"{"BlkioWeight":500}"#,
+                "ok | Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.",
+            ),
+            (
+                r#"{"Ulimits":[{"Name":"nofile","Soft":100,"Hard":20000}],"CapAdd":["net_admin"]}"#,
+                "ok",
+            ),
+        ] {
+            assert_eq!(verdict("{}", host), warnings, "{host}");
+        }
+    }
+
+    #[test]
+    fn image_defaults_under_the_request() {
+        let image: RunConfig = serde_json::from_str(
+            r#"{"Env":["PATH=/x","A=image"],"Entrypoint":["/e"],"Cmd":["c"],"WorkingDir":"w","User":"u","Labels":{"l":"1"},"ExposedPorts":{"80/tcp":{}}}"#,
+        )
+        .unwrap();
+        let merged = |json: &str| {
+            let mut config: ContainerConfig = serde_json::from_str(json).unwrap();
+            merge(&mut config, &image).map(|()| config)
+        };
+        let config = merged(r#"{"Env":["A=mine"]}"#).unwrap();
+        assert_eq!(config.env.unwrap(), ["A=mine", "PATH=/x"]);
+        assert_eq!(
+            (config.entrypoint, config.cmd),
+            (Some(vec!["/e".into()]), Some(vec!["c".into()]))
+        );
+        assert_eq!(
+            (config.working_dir.as_str(), config.user.as_str()),
+            ("/w", "u")
+        );
+        let config = merged(r#"{"Cmd":["d"]}"#).unwrap();
+        assert_eq!(
+            (config.entrypoint, config.cmd),
+            (Some(vec!["/e".into()]), Some(vec!["d".into()]))
+        );
+        let config = merged(r#"{"Entrypoint":["/f"]}"#).unwrap();
+        assert_eq!(
+            (config.entrypoint, config.cmd),
+            (Some(vec!["/f".into()]), None)
+        );
+        assert_eq!(
+            merged(r#"{"Entrypoint":[""]}"#).unwrap_err().message(),
+            "no command specified"
+        );
+    }
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (text, number) in [
+            ("TERM", 15),
+            ("sigkill", 9),
+            ("9", 9),
+            ("SIGRTMIN", 34),
+            ("RTMIN+2", 36),
+            ("SIGRTMAX-1", 63),
+        ] {
+            assert_eq!(signal(text).unwrap(), number, "{text}");
+        }
+        for bad in ["", "0", "65", "-1", "FOO", "RTMIN+99", "SIG"] {
+            assert_eq!(
+                signal(bad).unwrap_err().message(),
+                format!("invalid signal: {bad}")
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_and_addresses() {
+        for (text, size) in [
+            ("10m", Some(10 << 20)),
+            ("1K", Some(1024)),
+            ("7", Some(7)),
+            ("1gb", Some(1 << 30)),
+            ("-1", None),
+        ] {
+            assert_eq!(log_size(text).unwrap(), size, "{text}");
+        }
+        assert!(
+            log_size("m").is_err() && log_size("0").is_err() && log_size("99999999999g").is_err()
+        );
+        assert_eq!(
+            mac_address("02:42:ac:11:00:02").unwrap(),
+            [2, 0x42, 0xac, 0x11, 0, 2]
+        );
+        assert!(
+            mac_address("02:42:ac:11:00").is_err() && mac_address("02:42:ac:11:00:zz").is_err()
+        );
+    }
 }
