@@ -2,8 +2,8 @@
 //!
 //! archive --load--> blobs (content store) --unpack--> layers --prepare--> snapshot (overlay folders) --> runtime
 //!
-//! Start with [`Store`]; [`layer`] extracts one tar safely; [`snapshot`] is what a container writes into.
-//! Not here: running anything, HTTP.
+//! Start with [`Store`]; `archive` reads what `docker save` and OCI tools write; `layer` extracts one tar safely;
+//! `store` owns rows, files and what may be freed. Not here: running anything, HTTP.
 //!
 //! ```text
 //! D/images/blobs/sha256/<hex>     configs, manifests and layer tars as they came in (verified, synced)
@@ -18,9 +18,21 @@
 //! * Only garbage collection deletes. Everyone else drops a reference.
 //! * Nothing in an archive can touch a path outside its own layer folder (openat2 RESOLVE_BENEATH semantics on each component).
 //!
+//! What it costs (one core of this kind hashes 1.5 GB/s): a load is one pass; hashing and writing the archive on one core,
+//! inflating and unpacking its layers on another. [`Store::get`] and [`Store::list`] read memory alone.
+//!
 //! Spec: OCI image-spec v1.1; Docker image spec v1.2 (`docker save`).
 
-use gantry_base::{Result, db::Db};
+mod archive;
+mod layer;
+mod remove;
+mod save;
+mod single;
+mod spool;
+mod store;
+mod tarstream;
+
+use gantry_base::{Error, Result, db::Db};
 use gantry_oci::{Digest, Reference, image::ImageConfig};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -46,6 +58,8 @@ pub struct Image {
     pub parent: Option<Digest>,
     /// Digest of the manifest it came with, when it came with one.
     pub manifest: Option<Digest>,
+    /// Layer folders that a mount needs, topmost first.
+    pub(crate) lowers: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -108,97 +122,210 @@ pub struct Snapshot {
 
 /// The node's images. Cheap to clone; all methods block (call them from a blocking thread when they read archives).
 #[derive(Clone)]
-pub struct Store {}
+pub struct Store(Arc<store::Inner>);
 
 impl Store {
     /// Opens `dir` (`D/images`), sweeps half-made things.
-    pub fn open(_dir: &Path, _db: Db) -> Result<Self> {
-        todo!()
+    pub fn open(dir: &Path, db: Db) -> Result<Self> {
+        Ok(Self(Arc::new(store::Inner::open(dir, db)?)))
     }
+
     /// `docker load`: a `docker save` archive or an OCI layout in a tar, plain or gzip or zstd.
+    /// `progress` hears of each layer that arrived: its blob's digest and size. All images of the archive or none;
+    /// what is wrong with an archive is `InvalidArgument`.
     pub fn load(
         &self,
-        _archive: impl Read + Send,
-        _progress: &mut dyn FnMut(&Digest, u64),
+        archive: impl Read + Send,
+        progress: &mut dyn FnMut(&Digest, u64),
     ) -> Result<Vec<Loaded>> {
-        todo!()
+        archive::load(&self.0, archive, progress)
     }
-    /// `docker import`: a root file system tar becomes a one-layer image. `config` is the run configuration after `--change`.
+
+    /// `docker import`: a root file system tar (plain, gzip, zstd) becomes a one-layer image. `config` is the run
+    /// configuration after `--change`; its file systems are ignored, and an empty history gets Docker's line.
     pub fn import(
         &self,
-        _tar: impl Read + Send,
-        _reference: Option<&Reference>,
-        _config: ImageConfig,
+        tar: impl Read + Send,
+        reference: Option<&Reference>,
+        config: ImageConfig,
     ) -> Result<Digest> {
-        todo!()
+        single::import(&self.0, tar, reference, config)
     }
+
     /// `docker commit`: `layer` is the difference layer (a tar) over `base`. `config.history` holds this commit's entry alone
     /// (the base's history is put before it, the file systems likewise); empty makes a plain one.
     pub fn commit(
         &self,
-        _base: Option<&Digest>,
-        _layer: impl Read + Send,
-        _reference: Option<&Reference>,
-        _config: ImageConfig,
+        base: Option<&Digest>,
+        layer: impl Read + Send,
+        reference: Option<&Reference>,
+        config: ImageConfig,
     ) -> Result<Digest> {
-        todo!()
+        single::commit(&self.0, base, layer, reference, config)
     }
-    /// `docker save`: an archive that both Docker and OCI tools read.
-    pub fn save(&self, _names: &[String], _out: impl Write) -> Result<()> {
-        todo!()
+
+    /// `docker save`: an archive that both Docker and OCI tools read. A name without tag means all its tags.
+    pub fn save(&self, names: &[String], out: impl Write) -> Result<()> {
+        save::save(&self.0, names, out)
     }
+
     /// By reference, full ID, or unambiguous ID prefix. `NotFound` in Docker's words: `No such image: …`.
     /// Costs a lookup and a reference count.
-    pub fn get(&self, _name: &str) -> Result<Arc<Image>> {
-        todo!()
+    pub fn get(&self, name: &str) -> Result<Arc<Image>> {
+        self.0.find(name)?.ok_or_else(|| no_such_image(name))
     }
+
     /// Newest first.
     pub fn list(&self) -> Result<Vec<Arc<Image>>> {
-        todo!()
+        let mut images: Vec<_> = self.0.read().visible_images().cloned().collect();
+        images.sort_by_key(|image| std::cmp::Reverse(image.created_ns()));
+        Ok(images)
     }
+
     /// `docker history`, newest step first.
-    pub fn history(&self, _name: &str) -> Result<Vec<HistoryLine>> {
-        todo!()
+    pub fn history(&self, name: &str) -> Result<Vec<HistoryLine>> {
+        let image = self.get(name)?;
+        let mut sizes = image.layers.iter().map(|layer| layer.size);
+        let mut lines: Vec<HistoryLine> = image
+            .config
+            .history
+            .iter()
+            .map(|step| HistoryLine {
+                id: None,
+                created: step.created.as_deref().map_or(0, seconds),
+                created_by: step.created_by.clone().unwrap_or_default(),
+                size: if step.empty_layer {
+                    0
+                } else {
+                    sizes.next().unwrap_or(0)
+                },
+                comment: step.comment.clone().unwrap_or_default(),
+                tags: Vec::new(),
+            })
+            .collect();
+        lines.reverse();
+        if let Some(newest) = lines.first_mut() {
+            newest.id = Some(image.id.clone());
+            newest.tags.clone_from(&image.tags);
+        }
+        Ok(lines)
     }
+
     /// An image of one layer from files in memory: the demo image, test images. Same input, same ID.
     pub fn build_single_layer(
         &self,
-        _entries: &[Entry],
-        _config: ImageConfig,
-        _reference: Option<&Reference>,
+        entries: &[Entry],
+        config: ImageConfig,
+        reference: Option<&Reference>,
     ) -> Result<Digest> {
-        todo!()
+        single::build(&self.0, entries, config, reference)
     }
-    /// Frees what removed images left because a stopped container still used them. Call it after containers were removed.
-    pub fn collect(&self, _in_use: &dyn Fn(&Digest) -> bool) -> Result<u64> {
-        todo!()
+
+    pub fn tag(&self, name: &str, reference: &Reference) -> Result<()> {
+        let refuse = |words: &str| Err(Error::invalid(words));
+        if reference.digest.is_some() {
+            return refuse("refusing to create a tag with a digest reference");
+        }
+        if reference.familiar_name() == "sha256" {
+            return refuse("refusing to create an ambiguous tag using digest algorithm as name");
+        }
+        let id = self.get(name)?.id.clone();
+        self.0.set_tag(&id, &reference.clone().or_latest())
     }
-    /// Bytes of all unpacked layers, each counted once (`docker system df`).
-    pub fn layers_size(&self) -> u64 {
-        todo!()
-    }
-    pub fn tag(&self, _name: &str, _reference: &Reference) -> Result<()> {
-        todo!()
-    }
+
     /// `in_use` names the containers of an image (id and whether one runs). Refusals in Docker's words (`conflict: unable to remove repository reference …`).
     pub fn remove(
         &self,
-        _name: &str,
-        _force: bool,
-        _in_use: &dyn Fn(&Digest) -> Vec<(String, bool)>,
+        name: &str,
+        force: bool,
+        in_use: &dyn Fn(&Digest) -> Vec<(String, bool)>,
     ) -> Result<Vec<Removed>> {
-        todo!()
+        remove::remove(&self.0, name, force, in_use)
     }
+
     /// Dangling ones, or all without containers. Returns what went and the bytes freed.
     pub fn prune(
         &self,
-        _all: bool,
-        _in_use: &dyn Fn(&Digest) -> bool,
+        all: bool,
+        in_use: &dyn Fn(&Digest) -> bool,
     ) -> Result<(Vec<Removed>, u64)> {
-        todo!()
+        remove::prune(&self.0, all, in_use)
     }
+
+    /// Frees what removed images left because a stopped container still used them. Call it after containers were removed.
+    pub fn collect(&self, in_use: &dyn Fn(&Digest) -> bool) -> Result<u64> {
+        remove::collect(&self.0, in_use)
+    }
+
+    /// Bytes of all unpacked layers, each counted once (`docker system df`).
+    pub fn layers_size(&self) -> u64 {
+        self.0.read().layers.values().map(|row| row.size).sum()
+    }
+
     /// Makes `dir/{upper,work}` for a container. Idempotent. Costs a few mkdirs, no mount.
-    pub fn prepare(&self, _image: &Digest, _dir: &Path) -> Result<Snapshot> {
-        todo!()
+    /// The image may have been removed by force meanwhile; its layers stay while `remove` is told of the container.
+    pub fn prepare(&self, image: &Digest, dir: &Path) -> Result<Snapshot> {
+        let lowers = match self.0.read().images.get(image) {
+            Some(known) => known.image.lowers.clone(),
+            None => return Err(no_such_image(&image.to_string())),
+        };
+        let (upper, work) = (dir.join("upper"), dir.join("work"));
+        for folder in [&upper, &work] {
+            make_folder(folder)?;
+        }
+        Ok(Snapshot {
+            lowers,
+            upper,
+            work,
+        })
     }
+}
+
+impl Image {
+    /// When it was built, nanoseconds since the epoch; 0 when it does not say.
+    pub fn created_ns(&self) -> i64 {
+        self.config
+            .created
+            .as_deref()
+            .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+            .map_or(0, |time| i64::try_from(time.as_nanosecond()).unwrap_or(0))
+    }
+}
+
+fn seconds(text: &str) -> i64 {
+    text.parse::<jiff::Timestamp>()
+        .map_or(0, jiff::Timestamp::as_second)
+}
+
+/// Docker's words name the reference with its tag.
+fn no_such_image(name: &str) -> Error {
+    use gantry_oci::reference::AnyReference;
+    let shown = match AnyReference::parse(name) {
+        Ok(AnyReference::Name(reference)) => reference.or_latest().to_string(),
+        Ok(AnyReference::Id(id)) => id.to_string(),
+        Err(_) => name.to_owned(),
+    };
+    Error::not_found(format!("No such image: {shown}"))
+}
+
+/// Parents are made only when they lack: the usual case is one call.
+fn make_folder(folder: &Path) -> Result<()> {
+    use gantry_base::ResultExt;
+    use std::io::ErrorKind;
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let make = || std::fs::DirBuilder::new().mode(0o755).create(folder);
+    let result = match make() {
+        Err(e) if e.kind() == ErrorKind::NotFound => folder
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| make()),
+        other => other,
+    };
+    match result {
+        // The mode is the container's root folder's: not subject to our umask.
+        Ok(()) => std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+    .context(|| format!("creating {}", folder.display()))
 }
