@@ -35,6 +35,11 @@ pub struct Inspect {
     pub parent: String,
     pub comment: String,
     pub created: String,
+    /// Gone since 1.45, like `container_config`: what a build ran in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_config: Option<RunConfig>,
     pub docker_version: String,
     pub author: String,
     pub config: RunConfig,

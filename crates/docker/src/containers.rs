@@ -4,6 +4,7 @@ use crate::call::Call;
 use crate::error::unsupported;
 use crate::reply::{Reply, json_line};
 use crate::stream::{self, Ended, Session};
+use crate::websocket;
 use bytes::BytesMut;
 use futures_util::stream as streams;
 use gantry_base::{Error, Result};
@@ -250,10 +251,20 @@ pub(crate) fn publish(engine: &Engine, id: &str, action: &str) {
         .publish("container", action, record.id.clone(), attributes);
 }
 
-pub(crate) async fn attach_websocket(_call: Call) -> Result<Reply> {
-    Err(unsupported(
-        "attaching over a websocket is not part of this build; use POST /containers/{id}/attach",
-    ))
+/// The same over a websocket. Before 1.42 the parameters for streams meant nothing here: all of them were joined.
+pub(crate) async fn attach_websocket(call: Call) -> Result<Reply> {
+    let query = call.query();
+    let keys = keys::parse(query.get("detachKeys"))?;
+    let chooses = call.version.at_least(42);
+    let what = Attach {
+        stdin: !chooses || query.is("stdin"),
+        stdout: !chooses || query.is("stdout"),
+        stderr: !chooses || query.is("stderr"),
+        logs: query.is("logs"),
+        stream: query.is("stream"),
+    };
+    let attached = call.engine.attach(&call.name, what).await?;
+    websocket::join(call, attached, keys)
 }
 
 pub(crate) async fn checkpoints(_call: Call) -> Result<Reply> {

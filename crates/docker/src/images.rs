@@ -214,6 +214,9 @@ pub(crate) async fn inspect(call: Call) -> Result<Reply> {
             .and_then(|entry| entry.comment.clone())
             .unwrap_or_default(),
         created: config.created.clone().unwrap_or_default(),
+        container: (!call.version.at_least(45)).then_some(""),
+        container_config: (!call.version.at_least(45))
+            .then(|| gantry_oci::image::RunConfig::default().into()),
         docker_version: String::new(),
         author: config.author.clone().unwrap_or_default(),
         config: config.config.clone().into(),

@@ -30,5 +30,6 @@ mod server;
 mod stream;
 mod system;
 mod volumes;
+mod websocket;
 
 pub use server::serve;

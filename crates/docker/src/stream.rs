@@ -224,7 +224,10 @@ async fn send(
     Ok(())
 }
 
-async fn write_all(client: &mut WriteHalf<'_>, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+pub(crate) async fn write_all(
+    client: &mut WriteHalf<'_>,
+    slices: &mut [IoSlice<'_>],
+) -> io::Result<()> {
     let mut rest = slices;
     // Leading empty pieces would look like a write of nothing.
     IoSlice::advance_slices(&mut rest, 0);
