@@ -857,7 +857,7 @@ pub(crate) async fn inspect(call: Call) -> Result<Reply> {
         mount_label: "",
         process_label: "",
         app_armor_profile: "",
-        exec_ids: None,
+        exec_ids: some_if_any(call.engine.exec_ids(&record.id)?),
         host_config: &record.host_config,
         graph_driver: graph_driver(&call.engine, &record, &dir),
         size_rw: size.map(|size| size.rw),

@@ -243,6 +243,26 @@ impl Engine {
         }
     }
 
+    /// `ExecIDs` of inspect: those that have not ended, oldest first.
+    pub fn exec_ids(&self, r: &str) -> Result<Vec<String>> {
+        let slot = self.0.containers.find(r)?;
+        let live = slot.live();
+        let mut open: Vec<(i64, String)> = live
+            .execs
+            .iter()
+            .filter_map(|(id, exec)| {
+                let inner = exec.inner();
+                inner
+                    .exec
+                    .exit_code
+                    .is_none()
+                    .then(|| (inner.created_at_ns, id.clone()))
+            })
+            .collect();
+        open.sort();
+        Ok(open.into_iter().map(|(_, id)| id).collect())
+    }
+
     pub fn exec_get(&self, id: &str) -> Result<Exec> {
         let (_, exec) = self.find_exec(id)?;
         let exec = exec.inner().exec.clone();
