@@ -528,7 +528,7 @@ fn set_aside(folder: &Path, aside: &Path) -> io::Result<()> {
 }
 
 /// Mounts once: a second call finds the first one's mount.
-fn mount_tmpfs(at: &Path, options: &str) -> io::Result<()> {
+pub(crate) fn mount_tmpfs(at: &Path, options: &str) -> io::Result<()> {
     if is_mounted(at)? {
         return Ok(());
     }
@@ -561,7 +561,7 @@ fn is_mounted(at: &Path) -> io::Result<bool> {
     Ok(std::fs::symlink_metadata(at)?.dev() != std::fs::symlink_metadata(parent)?.dev())
 }
 
-fn unmount(at: &Path) -> io::Result<()> {
+pub(crate) fn unmount(at: &Path) -> io::Result<()> {
     match is_mounted(at) {
         Ok(true) => Ok(rustix::mount::unmount(
             at,

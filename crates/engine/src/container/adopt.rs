@@ -233,9 +233,56 @@ impl Engine {
                 self.remove_locked(&slot, how).await?;
             }
         }
+        for dir in &survey.orphans {
+            let _ = crate::volumes::unmount(&dir.join("shm"));
+        }
         tokio::spawn(super::remove::delete(survey.orphans));
+        self.sweep_cgroups().await;
         self.start_all(to_start);
         Ok(())
+    }
+
+    /// Removes the cgroups of containers that do not run, with what still is in them.
+    async fn sweep_cgroups(&self) {
+        let running = |id: &str| {
+            self.get(id)
+                .is_ok_and(|record| record.state.process().is_some())
+        };
+        let instance = self.0.settings.instance.clone();
+        let mut leftovers = BTreeSet::new();
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten();
+        let roots = hierarchies
+            .map(|entry| entry.path())
+            .chain([PathBuf::from("/sys/fs/cgroup")]);
+        for root in roots {
+            for entry in std::fs::read_dir(root.join(&instance))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let is_id = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+                if is_id && !running(&name) {
+                    leftovers.insert(name);
+                }
+            }
+        }
+        if leftovers.is_empty() {
+            return;
+        }
+        let swept = tokio::task::spawn_blocking(move || {
+            for id in leftovers {
+                let gone = gantry_runtime::cgroup::Cgroup::at(&format!("/{instance}/{id}"))
+                    .and_then(|cgroup| cgroup.kill_all().and_then(|()| cgroup.remove()));
+                if let Err(error) = gone {
+                    tracing::warn!(container.id = %id, %error, "removing the cgroups of a container that does not run");
+                }
+            }
+        });
+        let _ = swept.await;
     }
 
     /// Not waited for: the node serves meanwhile.

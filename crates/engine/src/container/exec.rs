@@ -220,8 +220,8 @@ impl Engine {
             spec::exec(record, config, &self.0.facts, &self.0.filters).map_err(|e| (126, e))?;
         let streams = Streams {
             stdin: config.attach_stdin && !how.detach,
-            stdout: config.attach_stdout || config.tty || how.detach,
-            stderr: config.attach_stderr && !config.tty,
+            stdout: (config.attach_stdout || config.tty) && !how.detach,
+            stderr: config.attach_stderr && !config.tty && !how.detach,
         };
         let size = how
             .console_size

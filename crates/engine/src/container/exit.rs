@@ -37,8 +37,13 @@ impl Engine {
         if let Some(health) = slot.live().health.take() {
             health.abort();
         }
-        let next = self.after_exit(slot, &record, &exit);
-        let removes = record.host_config.auto_remove && next.is_none();
+        let restarting = std::mem::take(&mut slot.live().restarting);
+        let next = if restarting {
+            None
+        } else {
+            self.after_exit(slot, &record, &exit)
+        };
+        let removes = record.host_config.auto_remove && next.is_none() && !restarting;
         let mut ended: Record = (*record).clone();
         ended.endpoints.clear();
         ended.ports.clear();
@@ -80,6 +85,7 @@ impl Engine {
         );
         Moment::note_exit(slot.moment(), exit.code, None);
         self.release(&record);
+        self.drop_shared_memory(&record);
         if let Some(pause) = next {
             self.restart_later(slot.clone(), pause);
         } else if removes {

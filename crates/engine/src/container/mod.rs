@@ -218,6 +218,8 @@ pub(crate) struct Live {
     pub(crate) execs: BTreeMap<String, Arc<exec::ExecSlot>>,
     /// The health checks of the present run.
     pub(crate) health: Option<tokio::task::AbortHandle>,
+    /// The run is being ended in order to begin again: neither the restart policy nor auto-remove has a say.
+    pub(crate) restarting: bool,
 }
 
 impl Record {

@@ -74,14 +74,16 @@ impl Engine {
         let record = slot.record();
         let mut removing: Record = (*record).clone();
         removing.state = State::Removing;
+        let takes_volumes = how.volumes && record.mounts.iter().any(|mount| mount.anonymous);
+        let batch = if takes_volumes {
+            // More than one step: the record stays until the volumes are gone, and says so.
+            Batch::new().put("containers", &record.id, &removing)
+        } else {
+            Batch::new().delete("containers", &record.id)
+        };
         slot.set(removing);
         crate::fail::step("remove.begun").await;
-        if let Err(error) = self
-            .0
-            .db
-            .commit(Batch::new().delete("containers", &record.id))
-            .await
-        {
+        if let Err(error) = self.0.db.commit(batch).await {
             slot.set((*record).clone());
             return Err(error);
         }
@@ -93,9 +95,7 @@ impl Engine {
             live.waiting.clear();
             live.handle.take()
         };
-        self.say(&record, "destroy", &[]);
-        Moment::note_removed(slot.moment());
-        if how.volumes {
+        if takes_volumes {
             for mount in record.mounts.iter().filter(|mount| mount.anonymous) {
                 let Some(name) = &mount.name else { continue };
                 // In use by another container (--volumes-from): it stays.
@@ -103,7 +103,14 @@ impl Engine {
                     tracing::debug!(volume = name, error = %error.chain(), "anonymous volume stays");
                 }
             }
+            crate::fail::step("remove.volumes").await;
+            self.0
+                .db
+                .commit(Batch::new().delete("containers", &record.id))
+                .await?;
         }
+        self.say(&record, "destroy", &[]);
+        Moment::note_removed(slot.moment());
         let (dir, run_dir) = (self.container_dir(&record.id), self.run_dir(&record.id));
         tokio::spawn(async move {
             if let Some(handle) = handle {

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Device nodes that one `--device` of a folder may bring.
@@ -115,6 +115,7 @@ impl Engine {
             }
             Err(failed) => {
                 self.release(&record);
+                self.drop_shared_memory(&record);
                 Err(failed)
             }
         }
@@ -308,7 +309,18 @@ impl Engine {
             let other = self.joined(record, other, |id| {
                 format!("can't join IPC of container {id}: container {id} is not running")
             })?;
+            if other.host_config.ipc_mode != "shareable" {
+                return Err(Error::invalid(format!(
+                    "can't join IPC of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+                    other.id
+                )));
+            }
             world.ipc_of = other.state.process().map(|process| process.pid);
+            world.shared_memory = Some(self.shared_memory(&other).to_string_lossy().into_owned());
+        }
+        if host.ipc_mode == "shareable" {
+            let folder = self.make_shared_memory(record)?;
+            world.shared_memory = Some(folder.to_string_lossy().into_owned());
         }
         world.devices = devices(record)?;
         for path in spec::block_device_paths(host) {
@@ -316,6 +328,33 @@ impl Engine {
             world.block_devices.insert(path.to_owned(), numbers);
         }
         Ok(world)
+    }
+
+    /// `/dev/shm` of a container that shares it: the one mount of a container on the host, because only so can another one get it.
+    fn shared_memory(&self, record: &Record) -> PathBuf {
+        self.run_dir(&record.id).join("shm")
+    }
+
+    fn make_shared_memory(&self, record: &Record) -> Result<PathBuf> {
+        let folder = self.shared_memory(record);
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .context(|| format!("creating {}", folder.display()))?;
+        let options = format!("mode=1777,size={}", record.host_config.shm_size);
+        crate::volumes::mount_tmpfs(&folder, &options)
+            .context(|| format!("mounting {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// The run is over; who joined keeps what it has.
+    pub(crate) fn drop_shared_memory(&self, record: &Record) {
+        if record.host_config.ipc_mode == "shareable"
+            && let Err(error) = crate::volumes::unmount(&self.shared_memory(record))
+        {
+            tracing::warn!(container.id = %record.id, %error, "unmounting the shared memory");
+        }
     }
 
     fn joined(

@@ -70,14 +70,11 @@ impl Engine {
                 _ => return Ok(()),
             }
             let mut stopping: Record = (*record).clone();
-            stopping.stopped_by_user = true;
+            stopping.stopped_by_user |= why == Why::Asked;
             if let State::Paused(process) = &record.state {
                 stopping.state = State::Running(process.clone());
             }
-            if why == Why::Restart {
-                // The run ends because it is to begin again: neither the policy nor auto-remove has a say.
-                stopping.host_config.auto_remove = false;
-            }
+            slot.live().restarting = why == Why::Restart;
             drop(self.save(slot, stopping));
             (slot.live().handle.clone(), exits, record)
         };
@@ -119,13 +116,6 @@ impl Engine {
                     record.id
                 )));
             }
-        }
-        if why == Why::Restart {
-            let _guard = slot.lock().await;
-            let mut ended: Record = (*slot.record()).clone();
-            ended.host_config.auto_remove = record.host_config.auto_remove;
-            ended.stopped_by_user = false;
-            drop(self.save(slot, ended));
         }
         Ok(())
     }
