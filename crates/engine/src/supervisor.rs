@@ -88,6 +88,12 @@ impl Spawner {
         Ok(Handle::new(stream, spawn.run_dir, Seen::default()))
     }
 
+    /// The spawner's process, while one runs.
+    pub async fn process_id(&self) -> Option<u32> {
+        let process = self.process.lock().await;
+        process.running.as_ref().map(|(_, child)| child.id())
+    }
+
     async fn send(&self, json: &[u8], mut descriptors: Vec<BorrowedFd<'_>>) -> Result<()> {
         let large = (json.len() > packet::INLINE_LIMIT)
             .then(|| in_memfd(json))
@@ -276,7 +282,7 @@ impl Handle {
     }
 
     /// Resolves when the container's first process has ended and its output is in the log. A supervisor that was killed took
-    /// the container along: 137.
+    /// the container along: 137. Before it is started again, [`Handle::gone`] must be awaited.
     pub async fn exited(&self) -> Exit {
         let seen = self.until(|seen| seen.exit.is_some() || seen.gone).await;
         seen.exit
@@ -606,16 +612,15 @@ pub enum Adopted {
 /// Finds the supervisor whose files are in `run_dir`. Leaves no process behind in the case of [`Adopted::Lost`].
 pub async fn adopt(run_dir: &Path) -> Result<Adopted> {
     let search = async {
-        if let Some(exit) = read_exit(run_dir) {
-            return Ok(Adopted::Exited(exit));
-        }
-        if let Some(adopted) = reach(run_dir).await? {
+        if read_exit(run_dir).is_none()
+            && let Some(adopted) = reach(run_dir).await?
+        {
             return Ok(adopted);
         }
         let Some(state) = read_json::<StateFile>(&run_dir.join("state.json")) else {
             return Ok(Adopted::Never);
         };
-        // The socket goes away shortly before the supervisor does, so it may just be finishing.
+        // It may just be finishing: then it is waited for, so that whoever starts the container again does not meet its clean-up.
         if let Some(supervisor) = open_process(state.supervisor, state.supervisor_start_ticks) {
             ended(supervisor).await?;
         }

@@ -60,7 +60,7 @@ fn run() -> io::Result<()> {
         // A hierarchy that refuses (read-only, delegated elsewhere) is one in which supervisors stay with the daemon.
         let _ = enter(&hierarchy, cgroup);
     }
-    serve(&socket, title)
+    serve(socket, title)
 }
 
 /// The socket, and `/dev/null` in its place.
@@ -78,10 +78,10 @@ struct Ahead {
     descriptors: Vec<OwnedFd>,
 }
 
-fn serve(socket: &OwnedFd, title: Option<Title>) -> io::Result<()> {
+fn serve(socket: OwnedFd, title: Option<Title>) -> io::Result<()> {
     let mut ahead = Ahead::default();
     loop {
-        let length = match ipc::peek_length(socket) {
+        let length = match ipc::peek_length(&socket) {
             Ok(0) => return Ok(()),
             Ok(length) => length.min(PACKET_LIMIT),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -89,7 +89,7 @@ fn serve(socket: &OwnedFd, title: Option<Title>) -> io::Result<()> {
         };
         let mut buffer = vec![0; length];
         // A packet that cannot be received whole is dropped with its descriptors: the daemon sees its control connection close.
-        let Ok((length, descriptors)) = ipc::receive(socket, &mut buffer) else {
+        let Ok((length, descriptors)) = ipc::receive(&socket, &mut buffer) else {
             continue;
         };
         buffer.truncate(length);
@@ -114,6 +114,8 @@ fn serve(socket: &OwnedFd, title: Option<Title>) -> io::Result<()> {
             // In the parent everything that belongs to the child is closed at the end of this round.
             if let Fork::Child = program::fork()? {
                 program::default_children();
+                // Else messages to a dead spawner would find an open socket here.
+                drop(socket);
                 become_supervisor(tag, buffer, descriptors, title);
             }
         }
