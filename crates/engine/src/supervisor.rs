@@ -335,7 +335,11 @@ impl Handle {
             streams,
             console_size,
         };
-        let frame = proto::json_frame(kind::REQUEST, &request);
+        let json = serde_json::to_vec(&request).context(|| "encoding an exec".into())?;
+        if json.len() >= proto::FRAME_LIMIT {
+            return Err(Error::invalid("the exec's configuration is too large"));
+        }
+        let frame = [&proto::header(kind::REQUEST, json.len())[..], &json].concat();
         stream.write_all(&frame).await.map_err(not_running)?;
         let mut frames = Frames::new(BytesMut::new());
         let outcome = match frames.next(&mut stream).await.map_err(not_running)? {

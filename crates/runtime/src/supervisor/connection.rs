@@ -108,7 +108,7 @@ impl Connection {
     /// Tells the kernel what we wait for now.
     pub(super) fn watch(&mut self, poll: &Poll, key: Key) {
         let mut flags = EventFlags::empty();
-        if self.reading && !self.paused {
+        if self.reading && !self.paused && !self.closing {
             flags |= EventFlags::IN;
         }
         if self.writing && self.queued() > 0 {
@@ -188,7 +188,8 @@ impl Connection {
 
     /// Takes what has arrived, at most one buffer full. Knows afterwards when the peer will send no more.
     pub(super) fn receive(&mut self, scratch: &mut [u8]) {
-        if !self.reading {
+        // What somebody still sends whom we are about to close is not kept.
+        if !self.reading || self.paused || self.closing {
             return;
         }
         match rustix::net::recv(self.watch.fd(), &mut *scratch, RecvFlags::DONTWAIT) {

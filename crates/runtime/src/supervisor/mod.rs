@@ -35,6 +35,7 @@ use poll::{Key, Kind, Poll, Ready, Table};
 use ports::Ports;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use session::{Read, Session};
 use std::io;
@@ -56,6 +57,8 @@ const QUIET: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(2);
 /// The same for an exec, whose background children may keep its streams for ever.
 const EXEC_GRACE: Duration = Duration::from_millis(500);
+/// How long accepting rests when there are no descriptors left.
+const REST: Duration = Duration::from_millis(200);
 /// How long slow clients may take for the last output, and execs outside of the container's PID namespace to die.
 const LINGER: Duration = Duration::from_secs(600);
 
@@ -93,6 +96,8 @@ struct Supervisor {
     poll: Poll,
     run_dir: PathBuf,
     listener: Option<OwnedFd>,
+    /// When to accept again after descriptors ran out.
+    accept_at: Option<Instant>,
     connections: Table<Connection>,
     sessions: Table<Session>,
     /// The container's first process among the sessions.
@@ -156,6 +161,8 @@ impl Supervisor {
         let logger = spawn.log.as_ref().map(Logger::open).transpose();
         let logger = logger.map_err(while_doing("failed to initialize logging driver"))?;
         let poll = Poll::new().map_err(|e| while_doing("making the event loop")(e.into()))?;
+        let ports = Ports::open(&poll, &spawn.ports, sockets);
+        let ports = ports.map_err(while_doing("taking over published ports"))?;
         let filter = parse_filter(spawn.filter.as_deref())?;
         let terminal = spawn.spec.process.as_ref().is_some_and(|p| p.terminal);
         let (stdio, pipes) = stdio(terminal, spawn.stdin != Stdin::Closed, spawn.console_size)?;
@@ -191,15 +198,10 @@ impl Supervisor {
             start_ticks: program::start_ticks(launched.pid).unwrap_or(0),
             started_at_ns: time::nanoseconds(started_at),
         };
-        let written = files::write_json(&spawn.run_dir, "state.json", &state);
-        let ports = written.and_then(|()| Ports::open(&poll, &spawn.ports, sockets));
-        let ports = match ports {
-            Ok(ports) => ports,
-            Err(error) => {
-                undo(&launched.cgroup);
-                return Err(while_doing("keeping the container's state")(error));
-            }
-        };
+        if let Err(error) = files::write_json(&spawn.run_dir, "state.json", &state) {
+            undo(&launched.cgroup);
+            return Err(while_doing("writing the container's state")(error));
+        }
         control.send_event(&Event::Started {
             pid: state.pid,
             start_ticks: state.start_ticks,
@@ -217,6 +219,7 @@ impl Supervisor {
             poll,
             run_dir: spawn.run_dir.clone(),
             listener: Some(listener),
+            accept_at: None,
             connections: Table::default(),
             sessions,
             container,
@@ -275,7 +278,10 @@ impl Supervisor {
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let deadlines = self.draining.iter().map(|&(_, deadline)| deadline);
-        let deadlines = deadlines.chain(self.ports.deadline).chain(self.lingering);
+        let deadlines = deadlines
+            .chain(self.ports.deadline)
+            .chain(self.lingering)
+            .chain(self.accept_at);
         let next = deadlines.min().map(|at| at.saturating_duration_since(now));
         let quiet = self.busy.then_some(QUIET);
         next.into_iter().chain(quiet).min()
@@ -322,6 +328,10 @@ impl Supervisor {
 
     fn tick(&mut self, now: Instant) {
         self.ports.tick(&self.poll, now);
+        if self.accept_at.is_some_and(|at| now >= at) {
+            self.accept_at = None;
+            self.watch_listener(EventFlags::IN);
+        }
         for (key, deadline) in std::mem::take(&mut self.draining) {
             let ended = self.sessions.get(key).is_none_or(|s| !s.has_output());
             if ended || now >= deadline {
@@ -528,27 +538,37 @@ impl Supervisor {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match rustix::net::accept_with(listener, flags) {
             Ok(socket) => {
-                if self.connections.len() >= CONTROLS + STREAMS {
-                    // Somebody who never said a word makes room, else the new one is turned away.
-                    let silent = |(_, c): &(Key, &Connection)| matches!(c.role, Role::New);
-                    let silent = self.connections.iter().find(silent).map(|(key, _)| key);
-                    match silent {
-                        Some(key) => self.drop_connection(key),
-                        None => return,
-                    }
+                // Somebody who never said a word makes room, else the new one is turned away.
+                if self.connections.len() < CONTROLS + STREAMS || self.drop_silent() {
+                    self.add_connection(Connection::new(socket, Role::New));
                 }
-                self.add_connection(Connection::new(socket, Role::New));
             }
-            Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
-                // Without a descriptor for it the connection would wake us for ever.
-                let silent = |(_, c): &(Key, &Connection)| matches!(c.role, Role::New);
-                let silent = self.connections.iter().find(silent).map(|(key, _)| key);
-                if let Some(key) = silent {
-                    self.drop_connection(key);
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                if !self.drop_silent() {
+                    // Without a descriptor for it the connection would wake us for ever.
+                    self.watch_listener(EventFlags::empty());
+                    self.accept_at = Some(Instant::now() + REST);
                 }
             }
             Err(_) => {}
         }
+    }
+
+    fn watch_listener(&self, flags: EventFlags) {
+        if let Some(listener) = &self.listener {
+            let _ = self
+                .poll
+                .modify(listener, Kind::Listener, Key::default(), flags);
+        }
+    }
+
+    fn drop_silent(&mut self) -> bool {
+        let silent = |(_, c): &(Key, &Connection)| matches!(c.role, Role::New);
+        let silent = self.connections.iter().find(silent).map(|(key, _)| key);
+        if let Some(key) = silent {
+            self.drop_connection(key);
+        }
+        silent.is_some()
     }
 
     fn connection_ready(&mut self, key: Key, flags: EventFlags) {
@@ -558,9 +578,7 @@ impl Supervisor {
         if flags.contains(EventFlags::OUT) {
             connection.flush();
         }
-        if !connection.paused {
-            connection.receive(&mut self.scratch);
-        }
+        connection.receive(&mut self.scratch);
         if flags.intersects(EventFlags::HUP | EventFlags::ERR) && !connection.is_reading() {
             connection.peer_closed();
         }
