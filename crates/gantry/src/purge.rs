@@ -28,9 +28,10 @@ const DATA_NAMES: [&str; 7] = [
     "lock",
 ];
 /// What an instance puts into `R`.
-const RUN_NAMES: [&str; 7] = [
+const RUN_NAMES: [&str; 8] = [
     "c",
     "docker.sock",
+    "docker-init",
     "spawner.sock",
     "gantry.log",
     "gantry.log.1",
