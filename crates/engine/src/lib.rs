@@ -29,6 +29,8 @@ pub mod logs;
 pub mod prune;
 pub mod stats;
 pub mod supervisor;
+#[cfg(test)]
+mod tests;
 pub mod top;
 pub mod volumes;
 
@@ -87,6 +89,8 @@ pub(crate) struct Inner {
     pub(crate) filters: container::spec::Filters,
     pub(crate) spawner: supervisor::Spawner,
     closing: AtomicBool,
+    #[cfg(test)]
+    armed: fail::Armed,
 }
 
 impl Engine {
@@ -122,6 +126,8 @@ impl Engine {
             filters: container::spec::Filters::default(),
             spawner,
             closing: AtomicBool::new(false),
+            #[cfg(test)]
+            armed: fail::Armed::default(),
         }));
         engine.settle(found).await?;
         Ok(engine)

@@ -1,8 +1,8 @@
 //! `docker create`.
 
 use super::{MountPoint, Record, State, mounts, names, table::Slot, validate};
+use crate::Engine;
 use crate::volumes::CreateVolume;
-use crate::{Engine, fail};
 use gantry_base::{Error, Result, ResultExt, db::Batch};
 use gantry_docker_api::create::{CreateContainer, EndpointSettings, HostConfig};
 use std::collections::BTreeMap;
@@ -109,14 +109,14 @@ impl Engine {
     async fn make(&self, record: &mut Record, plan: mounts::Plan) -> Result<()> {
         let dir = self.container_dir(&record.id);
         let snapshot = self.0.images.prepare(&record.image, &dir)?;
-        fail::step("create.folders").await;
+        self.step("create.folders").await;
         for mut mount in plan {
             if mount.kind == "volume" {
                 self.make_volume(&mut mount, &snapshot.lowers).await?;
             }
             record.mounts.push(mount);
         }
-        fail::step("create.volumes").await;
+        self.step("create.volumes").await;
         self.0
             .db
             .commit(Batch::new().put("containers", &record.id, record))

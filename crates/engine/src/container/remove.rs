@@ -82,12 +82,12 @@ impl Engine {
             Batch::new().delete("containers", &record.id)
         };
         slot.set(removing);
-        crate::fail::step("remove.begun").await;
+        self.step("remove.begun").await;
         if let Err(error) = self.0.db.commit(batch).await {
             slot.set((*record).clone());
             return Err(error);
         }
-        crate::fail::step("remove.committed").await;
+        self.step("remove.committed").await;
         self.0.containers.remove(&record.id);
         self.forget_execs(slot);
         let handle = {
@@ -103,7 +103,7 @@ impl Engine {
                     tracing::debug!(volume = name, error = %error.chain(), "anonymous volume stays");
                 }
             }
-            crate::fail::step("remove.volumes").await;
+            self.step("remove.volumes").await;
             self.0
                 .db
                 .commit(Batch::new().delete("containers", &record.id))

@@ -12,7 +12,7 @@ use super::spec::{self, FoundDevice, World};
 use super::{
     Exit, Failure, Health, Process, Record, State, create, mounts, remove, table::Slot, validate,
 };
-use crate::{Engine, fail, supervisor};
+use crate::{Engine, supervisor};
 use gantry_base::{Error, Result, ResultExt};
 use gantry_network::{Endpoint, PortBinding};
 use gantry_oci::runtime::Device;
@@ -134,7 +134,7 @@ impl Engine {
         if !is_shared {
             world.files = self.write_files(record, &endpoints)?;
         }
-        fail::step("start.connected").await;
+        self.step("start.connected").await;
         let spec = spec::spec(record, &self.0.facts, world)?;
         let filter = self.0.filters.of(&record.host_config, &self.0.facts)?;
         let run_dir = self.run_dir(&record.id);
@@ -195,7 +195,7 @@ impl Engine {
             tracing::warn!(container.id = %record.id, error = %error.chain(), "publishing ports in the kernel");
         }
         let started = handle.started().await;
-        fail::step("start.started").await;
+        self.step("start.started").await;
         let undo = match (started, intent.await) {
             (Ok(started), Ok(())) => return Ok((handle, started)),
             (Ok(_), Err(error)) => {
