@@ -6,7 +6,6 @@
 use super::validate::{self, Seccomp};
 use super::{Record, mounts::option};
 use crate::facts::{CAPABILITIES, Facts, RLIMITS};
-use base64::Engine as _;
 use gantry_base::{Error, Result};
 use gantry_docker_api::create::{ExecConfig, HostConfig};
 use gantry_oci::runtime::{
@@ -677,7 +676,7 @@ impl Filters {
         let filter = seccomp::compile(&profile).map_err(|reason| {
             Error::invalid(format!("seccomp profile cannot be used: {reason}"))
         })?;
-        let text = base64::engine::general_purpose::STANDARD.encode(&filter.program);
+        let text = gantry_runtime::proto::encode_filter(&filter);
         let mut filters = self.lock();
         if filters.len() >= FILTERS_LIMIT {
             filters.clear();

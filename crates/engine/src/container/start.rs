@@ -259,7 +259,7 @@ impl Engine {
         if let Err(error) = self.save(slot, record).await {
             tracing::error!(container.id = %before.id, error = %error.chain(), "storing a failed start");
         }
-        super::wait::Moment::note_exit(slot.moment(), failed.code, Some(message));
+        super::wait::Moment::note_exit(slot.moment(), failed.code, None);
         if before.host_config.auto_remove {
             let how = remove::Remove {
                 force: true,
