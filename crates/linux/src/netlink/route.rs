@@ -29,6 +29,9 @@ const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
@@ -181,6 +184,14 @@ impl Socket {
         // A bridge port needs no address of its own; made before it is up, none is ever probed for.
         no_link_local(&mut batch, 0, veth.host_name);
         set_up(&mut batch, 0, veth.host_name);
+        if master.is_some() {
+            // With br_netfilter, a container that reaches its own published port by the host's address is translated inside of the
+            // bridge, which sends a frame back to where it came from only in this mode.
+            batch.nest(IFLA_LINKINFO, |b| {
+                b.string(IFLA_INFO_SLAVE_KIND, "bridge");
+                b.nest(IFLA_INFO_SLAVE_DATA, |b| b.u8(IFLA_BRPORT_MODE, 1));
+            });
+        }
         self.0.execute(batch)
     }
 
