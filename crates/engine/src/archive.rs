@@ -7,7 +7,7 @@
 //! Every path goes through `openat2` relative to the container's root: links in it lead where they lead inside.
 
 use crate::files::pack::Packer;
-use crate::files::tree::{self, kind};
+use crate::files::tree::kind;
 use crate::files::unpack::{Unpack, unpack};
 use crate::files::{CHUNKS_WAITING, ChannelReader, ChannelWriter, diff};
 use crate::{Engine, Record, State};
@@ -20,7 +20,7 @@ use gantry_oci::image::{History, ImageConfig, RunConfig};
 use gantry_oci::{Digest, Reference};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -83,7 +83,7 @@ impl Engine {
             }
             packer.finish()
         });
-        self.archive_event(&record, "archive-path", BTreeMap::new());
+        self.say(&record, "archive-path", &[]);
         Ok((stat, tar))
     }
 
@@ -121,7 +121,7 @@ impl Engine {
             })
             .await?;
             drop(guard);
-            engine.archive_event(&record, "extract-to-dir", BTreeMap::new());
+            engine.say(&record, "extract-to-dir", &[]);
             Ok(())
         });
         put.await.context(|| "copying into the container".into())?
@@ -149,7 +149,7 @@ impl Engine {
             packer.entries(root.as_fd(), b"")?;
             packer.finish()
         });
-        self.archive_event(&record, "export", BTreeMap::new());
+        self.say(&record, "export", &[]);
         Ok(tar)
     }
 
@@ -236,19 +236,19 @@ impl Engine {
             }
         }
         let id = stored?;
-        let mut attributes = BTreeMap::from([
-            ("comment".to_owned(), what.message.clone()),
-            ("imageID".to_owned(), id.to_string()),
-        ]);
+        let mut extra = vec![
+            ("comment", what.message.clone()),
+            ("imageID", id.to_string()),
+        ];
         if let Some(reference) = &what.reference {
-            attributes.insert("imageRef".to_owned(), reference.to_string());
+            extra.push(("imageRef", reference.to_string()));
         }
-        self.archive_event(&record, "commit", attributes);
+        self.say(&record, "commit", &extra);
         Ok(id)
     }
 
     fn overlay(&self, record: &Record) -> Result<Overlay> {
-        let folder = self.0.settings.data_dir.join("containers").join(&record.id);
+        let folder = self.container_dir(&record.id);
         let snapshot = self.0.images.prepare(&record.image, &folder)?;
         Ok(Overlay {
             lowers: snapshot.lowers,
@@ -291,20 +291,10 @@ impl Engine {
         }
         // Outer ones before what lies in them.
         binds.sort_by(|a, b| a.target.cmp(&b.target));
-        let anchor = self.0.settings.data_dir.join("containers").join(&record.id);
+        let anchor = self.container_dir(&record.id);
         blocking(move || View::new(&overlay, &binds, &anchor).context(|| "mounting".into()))
             .await
             .context(text)
-    }
-
-    fn archive_event(&self, record: &Record, action: &str, extra: BTreeMap<String, String>) {
-        let mut attributes = record.config.labels.clone();
-        attributes.insert("image".into(), record.image_name.clone());
-        attributes.insert("name".into(), record.name.clone());
-        attributes.extend(extra);
-        self.0
-            .events
-            .publish("container", action, record.id.clone(), attributes);
     }
 }
 
@@ -753,6 +743,7 @@ fn complete(config: &mut RunConfig, own: &RunConfig) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tree;
     use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
     /// A container's root with the traps of a hostile one, and a file outside that nobody may reach.

@@ -130,6 +130,8 @@ impl Engine {
             armed: fail::Armed::default(),
         }));
         engine.settle(found).await?;
+        let sweeper = engine.clone();
+        tokio::task::spawn_blocking(move || sweeper.sweep_volumes());
         Ok(engine)
     }
     /// Stops accepting work. Containers run on; what ends from now on the next daemon finds out.

@@ -77,7 +77,7 @@ impl Engine {
         let mut moment = slot.moment().subscribe();
         let exits = moment.borrow_and_update().exits;
         let record = slot.record();
-        let source = Source::of(&record, &self.0.settings.data_dir)?;
+        let source = Source::of(&record, self.log_path(&record.id))?;
         let (out, lines) = mpsc::channel(LINES_WAITING);
         if !options.follow || !alive(&record.state) {
             tokio::task::spawn_blocking(move || {
@@ -123,7 +123,7 @@ struct Source {
 }
 
 impl Source {
-    fn of(record: &Record, data_dir: &Path) -> Result<Self> {
+    fn of(record: &Record, path: PathBuf) -> Result<Self> {
         if matches!(record.state, State::Removing | State::Dead) {
             return Err(Error::conflict(
                 "can not get logs from container which is dead or marked for removal",
@@ -136,13 +136,9 @@ impl Source {
                 "configured logging driver does not support reading",
             ));
         }
-        let id = &record.id;
         let max_files = log.config.get("max-file").and_then(|n| n.parse().ok());
         Ok(Self {
-            path: data_dir
-                .join("containers")
-                .join(id)
-                .join(format!("{id}-json.log")),
+            path,
             // `local` keeps five without being asked.
             max_files: max_files.unwrap_or(5).min(NUMBER_LIMIT),
         })
@@ -551,7 +547,12 @@ impl Watch {
             | inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::ONLYDIR;
         inotify::add_watch(&descriptor, folder, what)?;
-        Ok(Self::Inotify(AsyncFd::new(descriptor)?))
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe for types whose descriptor may change; an OwnedFd keeps its own"
+        )]
+        let descriptor = AsyncFd::new(descriptor)?;
+        Ok(Self::Inotify(descriptor))
     }
 
     /// Waits for the next change. Safe to drop at any time: what was reported and not taken is reported again.

@@ -64,13 +64,7 @@ impl Engine {
     }
 
     async fn rw_size(&self, id: &str) -> u64 {
-        let upper = self
-            .0
-            .settings
-            .data_dir
-            .join("containers")
-            .join(id)
-            .join("upper");
+        let upper = self.container_dir(id).join("upper");
         tokio::task::spawn_blocking(move || {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let upper = rustix::fs::open(&upper, flags, Mode::empty()).ok()?;

@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Marks a volume that nobody named; `prune` takes these first. Docker's own label.
 pub const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
@@ -70,6 +71,38 @@ pub struct Usage {
 #[derive(Default)]
 pub(crate) struct Volumes {
     changes: tokio::sync::Mutex<()>,
+    /// Names that a container being created will use; its record does not show it yet.
+    claimed: Arc<Mutex<Vec<String>>>,
+}
+
+/// Keeps a volume from being removed until the container that wants it is there to be seen.
+pub(crate) struct Claim {
+    claimed: Arc<Mutex<Vec<String>>>,
+    name: String,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = claimed.iter().position(|name| *name == self.name) {
+            claimed.swap_remove(at);
+        }
+    }
+}
+
+impl Volumes {
+    fn claim(&self, name: &str) -> Claim {
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        claimed.push(name.to_owned());
+        Claim {
+            claimed: self.claimed.clone(),
+            name: name.to_owned(),
+        }
+    }
+    fn is_claimed(&self, name: &str) -> bool {
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        claimed.iter().any(|have| have == name)
+    }
 }
 
 impl Record {
@@ -119,12 +152,18 @@ impl Engine {
 
     /// Idempotent: an existing volume of that name is the answer.
     pub async fn volume_create(&self, request: CreateVolume) -> Result<Record> {
+        Ok(self.volume_claim(request).await?.0)
+    }
+
+    /// The same for a container being created.
+    pub(crate) async fn volume_claim(&self, request: CreateVolume) -> Result<(Record, Claim)> {
         let record = plan(request, now_ns(), random_name)?;
         let name = record.name.as_str();
         let fail = |e: Error| Error::new(e.kind(), format!("create {name}: {}", e.chain()));
         let _one = self.0.volumes.changes.lock().await;
         if let Some(existing) = self.0.db.get::<Record>(TABLE, name)? {
-            return Ok(existing);
+            let claim = self.0.volumes.claim(&existing.name);
+            return Ok((existing, claim));
         }
         if self.volumes().len() >= VOLUME_LIMIT {
             return Err(fail(Error::conflict(format!(
@@ -138,7 +177,8 @@ impl Engine {
             .commit(Batch::new().put(TABLE, name, &record))
             .await?;
         self.volume_event("create", name);
-        Ok(record)
+        let claim = self.0.volumes.claim(name);
+        Ok((record, claim))
     }
 
     /// `Conflict`: `remove x: volume is in use - [id]`. With `force` an absent one is fine.
@@ -154,7 +194,7 @@ impl Engine {
     async fn remove_volume(&self, name: &str) -> Result<()> {
         let _one = self.0.volumes.changes.lock().await;
         let users = self.volume_users(name);
-        if !users.is_empty() {
+        if !users.is_empty() || self.0.volumes.is_claimed(name) {
             return Err(Error::conflict(format!(
                 "remove {name}: volume is in use - [{}]",
                 users.join(" ")
@@ -294,18 +334,22 @@ impl Engine {
         }
     }
 
-    /// After the last container that uses it stopped: takes down what `volume_activate` put up. Idempotent; a volume still busy stays.
-    pub fn volume_deactivate(&self, name: &str) {
-        let at = self.volume_mountpoint(name);
-        let running = self.list().iter().any(|record| {
-            record.state.process().is_some()
-                && record
-                    .mounts
-                    .iter()
-                    .any(|m| m.name.as_deref() == Some(name))
-        });
-        if !running && let Err(e) = unmount(&at) {
-            tracing::warn!(volume = name, error = %e, "unmounting a volume");
+    /// After a container stopped: takes down what `volume_activate` put up for it, unless another container knows the volume.
+    /// The caller holds the container's lock, so that it does not start meanwhile.
+    pub(crate) fn volumes_deactivate(&self, record: &crate::Record) {
+        for name in record.mounts.iter().filter_map(|m| m.name.as_deref()) {
+            let tmpfs = self
+                .volume(name)
+                .is_ok_and(|volume| matches!(placed(&volume.options), Ok(Place::Tmpfs(_))));
+            if !tmpfs
+                || self.volume_users(name).iter().any(|id| *id != record.id)
+                || self.0.volumes.is_claimed(name)
+            {
+                continue;
+            }
+            if let Err(e) = unmount(&self.volume_mountpoint(name)) {
+                tracing::warn!(volume = name, error = %e, "unmounting a volume");
+            }
         }
     }
 
@@ -329,7 +373,7 @@ impl Engine {
             .context(|| text)
     }
 
-    /// At start-up: finishes removals that a crash interrupted.
+    /// At start-up: finishes removals that a crash interrupted. Blocks.
     pub(crate) fn sweep_volumes(&self) {
         let Ok(folders) = std::fs::read_dir(self.volumes_folder()) else {
             return;

@@ -2,7 +2,7 @@
 
 use super::{MountPoint, Record, State, mounts, names, table::Slot, validate};
 use crate::Engine;
-use crate::volumes::CreateVolume;
+use crate::volumes::{Claim, CreateVolume};
 use gantry_base::{Error, Result, ResultExt, db::Batch};
 use gantry_docker_api::create::{CreateContainer, EndpointSettings, HostConfig};
 use std::collections::BTreeMap;
@@ -87,8 +87,10 @@ impl Engine {
             stopped_by_user: false,
             health: None,
         };
-        let made = self.make(&mut record, plan).await;
+        let mut claims = Vec::new();
+        let made = self.make(&mut record, plan, &mut claims).await;
         if let Err(error) = made {
+            drop(claims);
             self.unmake(&record).await;
             return Err(error);
         }
@@ -97,6 +99,7 @@ impl Engine {
             self.0.containers.insert(slot.clone());
             slot.record()
         };
+        drop(claims);
         self.say(&record, "create", &[]);
         Ok(Created {
             id: record.id.clone(),
@@ -106,15 +109,23 @@ impl Engine {
 
     /// Folders, volumes, and the one commit that makes the container exist. What a crash leaves before it belongs to nobody and
     /// is swept.
-    async fn make(&self, record: &mut Record, plan: mounts::Plan) -> Result<()> {
+    async fn make(
+        &self,
+        record: &mut Record,
+        plan: mounts::Plan,
+        claims: &mut Vec<Claim>,
+    ) -> Result<()> {
         let dir = self.container_dir(&record.id);
         let snapshot = self.0.images.prepare(&record.image, &dir)?;
         self.step("create.folders").await;
         for mut mount in plan {
-            if mount.kind == "volume" {
-                self.make_volume(&mut mount, &snapshot.lowers).await?;
-            }
+            let made = match mount.kind.as_str() {
+                "volume" => self.make_volume(&mut mount, &snapshot.lowers, claims).await,
+                _ => Ok(()),
+            };
+            // Also when it failed: an anonymous one that was made goes with the rest.
             record.mounts.push(mount);
+            made?;
         }
         self.step("create.volumes").await;
         self.0
@@ -123,7 +134,12 @@ impl Engine {
             .await
     }
 
-    async fn make_volume(&self, mount: &mut MountPoint, lowers: &[PathBuf]) -> Result<()> {
+    async fn make_volume(
+        &self,
+        mount: &mut MountPoint,
+        lowers: &[PathBuf],
+        claims: &mut Vec<Claim>,
+    ) -> Result<()> {
         let labels = mount.options.iter().filter_map(|(key, value)| {
             key.strip_prefix("label:")
                 .map(|key| (key.to_owned(), value.clone()))
@@ -133,7 +149,9 @@ impl Engine {
             labels: labels.collect(),
             ..CreateVolume::default()
         };
-        let volume = self.volume_create(request).await?;
+        let (volume, claim) = self.volume_claim(request).await?;
+        claims.push(claim);
+        mount.name = Some(volume.name.clone());
         mount.source = self
             .volume_mountpoint(&volume.name)
             .to_string_lossy()
@@ -143,7 +161,6 @@ impl Engine {
             self.volume_populate(&volume.name, lowers, destination)
                 .await?;
         }
-        mount.name = Some(volume.name);
         Ok(())
     }
 
