@@ -9,9 +9,11 @@ use tracing_subscriber::EnvFilter;
 /// `R` usually lies in memory, so the log and its one predecessor stay below twice this.
 const LIMIT_BYTES: u64 = 4 << 20;
 
-/// Sets the process-wide subscriber. `GANTRY_LOG` takes tracing's filter syntax; the default is `info`.
+/// Sets the process-wide subscriber. `GANTRY_LOG` takes tracing's filter syntax. The default is `info` in a file and `warn` on
+/// stderr, where a person reads the line that says "ready" and the few after it.
 pub fn start(file: Option<&Path>) -> io::Result<()> {
-    let filter = EnvFilter::try_from_env("GANTRY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let default = if file.is_some() { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("GANTRY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false);

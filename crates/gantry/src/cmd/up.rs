@@ -31,7 +31,9 @@ pub fn run(dirs: &DirArgs, up: &UpArgs) -> anyhow::Result<ExitCode> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             talk.line(&format!("gantry: {}", crate::sentence(&error)));
-            tracing::error!("{}", crate::sentence(&error));
+            if up.detached {
+                tracing::error!("{}", crate::sentence(&error));
+            }
             Ok(ExitCode::FAILURE)
         }
     }
@@ -41,6 +43,9 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     if !rustix::process::geteuid().is_root() {
         bail!("gantry up needs root in this build; use sudo");
     }
+    // Modes are meant as they are written, whatever shell started us.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    raise_file_limit();
     let dirs = &settings.dirs;
     dirs.create()?;
     let mut locks = Locks::take(dirs)?;
@@ -124,6 +129,20 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     // A blocking thread in the middle of an archive must not hold the exit up: what it did is undone at the next start.
     runtime.shutdown_timeout(GRACE);
     outcome
+}
+
+/// Each running container takes a few descriptors here; the soft limit of a login shell would be reached with some hundred.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        // Up to the hard limit everybody may; a refusal costs only the head room.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
 }
 
 fn engine_settings(settings: &Settings, instance: String) -> gantry_engine::Settings {
