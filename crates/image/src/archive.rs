@@ -7,14 +7,14 @@
 //!                                    ─▶ Inner::publish, all or nothing
 //! ```
 //! The list of images stands at the end of most archives, so layers are unpacked before it is known which image they
-//! belong to. A layer of the same size as a known one is probably that one and waits for its digest.
+//! belong to. A layer of the same size as a known blob is compared with it instead; only when they differ is it written.
 
 use crate::layer::{Budget, tar_error};
 use crate::spool::{
     Codec, Done, Job, Peeked, Slot, Spool, SpoolWriter, sha256, take_slot, unpack, with_workers,
 };
 use crate::store::{
-    CONFIG_LIMIT, Inner, LAYER_LIMIT, MANIFEST_LIMIT, NewImage, NewLayer, Workshop,
+    CONFIG_LIMIT, Inner, LAYER_LIMIT, LayerRow, MANIFEST_LIMIT, NewImage, NewLayer, Workshop,
 };
 use crate::tarstream::{Header, Kind, TarError, TarStream, looks_like_tar};
 use crate::{Loaded, spool};
@@ -22,8 +22,10 @@ use gantry_base::{Error, ErrorKind, Result, ResultExt};
 use gantry_oci::image::{Descriptor, History, Platform};
 use gantry_oci::{Digest, Reference};
 use serde::Deserialize;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
@@ -54,6 +56,8 @@ enum Content {
         /// The worker's result, when one was asked.
         slot: Option<Slot>,
     },
+    /// The very bytes of this layer's blob.
+    Known(LayerRow),
 }
 
 /// Everything that the archive held, by name.
@@ -102,21 +106,23 @@ pub(crate) fn load(
 ) -> Result<Vec<Loaded>> {
     let workshop = store.workshop()?;
     let budget = Budget::of(&store.dir)?;
-    let mut known_sizes: HashSet<u64> = store
+    let known: HashMap<u64, LayerRow> = store
         .read()
         .layers
         .values()
-        .map(|row| row.blob_size)
+        .map(|row| (row.blob_size, row.clone()))
         .collect();
     let source = Peeked::new(archive, 512)?;
     let codec = Codec::detect(source.head())?;
     let plain = codec.decode(source)?;
     let mut files = with_workers(&budget, |jobs| {
         let mut reader = ArchiveReader {
+            store,
             workshop: &workshop,
             budget: &budget,
             jobs,
-            known_sizes: &mut known_sizes,
+            known: &known,
+            scratch: Vec::new(),
             memory: 0,
             files: Files::default(),
             progress,
@@ -152,10 +158,13 @@ pub(crate) fn load(
 }
 
 struct ArchiveReader<'a> {
+    store: &'a Inner,
     workshop: &'a Workshop<'a>,
     budget: &'a Budget,
     jobs: &'a mpsc::Sender<Job>,
-    known_sizes: &'a mut HashSet<u64>,
+    /// A layer of the store by the size of its blob.
+    known: &'a HashMap<u64, LayerRow>,
+    scratch: Vec<u8>,
     memory: usize,
     files: Files,
     progress: &'a mut dyn FnMut(&Digest, u64),
@@ -166,6 +175,12 @@ enum Sink {
     Head(Vec<u8>),
     Memory(Vec<u8>),
     Spool(SpoolWriter, Codec, Option<Slot>),
+    Compare {
+        blob: File,
+        row: LayerRow,
+        codec: Codec,
+        position: u64,
+    },
 }
 
 struct SinkError(Error);
@@ -230,13 +245,21 @@ impl ArchiveReader<'_> {
             },
             Sink::Spool(writer, codec, slot) => {
                 let (spool, digest, size) = writer.finish();
-                if slot.is_some() || self.known_sizes.contains(&size) {
+                if slot.is_some() {
                     (self.progress)(&digest, size);
                 }
                 Item {
                     content: Content::Spooled { spool, codec, slot },
                     size,
                     digest,
+                }
+            }
+            Sink::Compare { row, position, .. } => {
+                (self.progress)(&row.blob, position);
+                Item {
+                    size: position,
+                    digest: row.blob.clone(),
+                    content: Content::Known(row),
                 }
             }
         };
@@ -261,7 +284,51 @@ impl ArchiveReader<'_> {
                 Ok(())
             }
             Sink::Spool(writer, ..) => writer.write(piece, self.budget),
+            Sink::Compare {
+                blob,
+                codec,
+                position,
+                ..
+            } => {
+                self.scratch.resize(piece.len(), 0);
+                let same = blob.read_exact_at(&mut self.scratch, *position).is_ok()
+                    && self.scratch == piece;
+                if same {
+                    *position += piece.len() as u64;
+                    return Ok(());
+                }
+                // Another layer of that size after all: what was equal so far is taken from the blob.
+                let (mut writer, slot) = self.spool(*codec)?;
+                let mut done = 0;
+                while done < *position {
+                    let left = usize::try_from(*position - done).unwrap_or(spool::BUFFER);
+                    self.scratch.resize(left.min(spool::BUFFER), 0);
+                    blob.read_exact_at(&mut self.scratch, done)
+                        .context(|| "reading a stored layer".into())?;
+                    writer.write(&self.scratch, self.budget)?;
+                    done += self.scratch.len() as u64;
+                }
+                writer.write(piece, self.budget)?;
+                *sink = Sink::Spool(writer, *codec, Some(slot));
+                Ok(())
+            }
         }
+    }
+
+    /// A file for a layer, and a worker that unpacks it meanwhile.
+    fn spool(&self, codec: Codec) -> Result<(SpoolWriter, Slot)> {
+        let writer = SpoolWriter::create(self.workshop.path("blob"))?;
+        let slot = Slot::default();
+        let job = Job {
+            spool: writer.spool().clone(),
+            codec,
+            folder: self.workshop.path("layer"),
+            result: slot.clone(),
+        };
+        self.jobs
+            .send(job)
+            .map_err(|_| Error::internal("the unpacking threads have ended"))?;
+        Ok((writer, slot))
     }
 
     fn choose(&mut self, head: Vec<u8>, size: u64) -> Result<Sink> {
@@ -272,19 +339,23 @@ impl ArchiveReader<'_> {
             self.memory += head.len().max(usize::try_from(size).unwrap_or(0));
             return Ok(Sink::Memory(head));
         }
-        let mut writer = SpoolWriter::create(self.workshop.path("blob"))?;
-        let slot = (layer && !self.known_sizes.contains(&size)).then(Slot::default);
-        if let Some(slot) = &slot {
-            let job = Job {
-                spool: writer.spool().clone(),
+        if layer && let Some(row) = self.known.get(&size) {
+            let path = self.store.blob_path(&row.blob);
+            let mut sink = Sink::Compare {
+                blob: File::open(&path).context(|| format!("opening {}", path.display()))?,
+                row: row.clone(),
                 codec,
-                folder: self.workshop.path("layer"),
-                result: slot.clone(),
+                position: 0,
             };
-            self.jobs
-                .send(job)
-                .map_err(|_| Error::internal("the unpacking threads have ended"))?;
+            self.take(&mut sink, &head, size)?;
+            return Ok(sink);
         }
+        let (mut writer, slot) = if layer {
+            let (writer, slot) = self.spool(codec)?;
+            (writer, Some(slot))
+        } else {
+            (SpoolWriter::create(self.workshop.path("blob"))?, None)
+        };
         writer.write(&head, self.budget)?;
         Ok(Sink::Spool(writer, codec, slot))
     }
@@ -343,6 +414,7 @@ impl Files {
         }
         match &item.content {
             Content::Memory(bytes) => Ok(bytes.clone()),
+            Content::Known(_) => Err(Error::invalid(format!("{what} is a layer"))),
             Content::Spooled { spool, .. } => {
                 std::fs::read(&spool.path).context(|| format!("reading {what}"))
             }
@@ -611,6 +683,7 @@ impl Files {
                     }
                 }
             }
+            Content::Known(row) => Ok(row.diff_id.clone()),
             _ => Ok(item.digest.clone()),
         }
     }
@@ -757,7 +830,7 @@ impl<'a> Assembly<'a> {
     ) -> Result<String, LayerError> {
         let diff_key = diff_id.to_string();
         for key in [diff_key.as_str(), chain_key] {
-            // Only content that was really hashed counts: the plain tar itself, or the very blob that the row was made from.
+            // Only content that was really looked at counts: the plain tar itself, or the very blob that the row was made from.
             if self.known(key) && (item.digest == *diff_id || self.is_blob_of(key, &item.digest)) {
                 return Ok(key.to_owned());
             }
@@ -855,6 +928,16 @@ impl<'a> Assembly<'a> {
             };
         }
         match &item.content {
+            Content::Known(row) => {
+                // The same tar over other layers, and its content depends on them.
+                let path = self.store.blob_path(&row.blob);
+                let head = Peeked::new(
+                    File::open(&path).context(|| format!("opening {}", path.display()))?,
+                    16,
+                )?;
+                let codec = Codec::detect(head.head())?;
+                Ok((Spool::complete(path, item.size)?, codec, None))
+            }
             Content::Spooled { spool, codec, slot } => Ok((spool.clone(), *codec, slot.clone())),
             Content::Memory(_) => Err(Error::internal("a layer was not written to disk")),
         }

@@ -77,6 +77,20 @@ impl Spool {
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+    /// A file that is whole already.
+    pub(crate) fn complete(path: PathBuf, size: u64) -> Result<Arc<Self>> {
+        let file = File::open(&path).context(|| format!("opening {}", path.display()))?;
+        let progress = Progress {
+            written: size,
+            end: Some(End::Complete),
+        };
+        Ok(Arc::new(Self {
+            path,
+            file,
+            progress: Mutex::new(progress),
+            grown: Condvar::new(),
+        }))
+    }
     pub(crate) fn reader(self: &Arc<Self>) -> SpoolReader {
         SpoolReader {
             spool: self.clone(),

@@ -26,6 +26,7 @@ use gantry_oci::{Digest, Reference, image::ImageConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -403,9 +404,12 @@ impl Inner {
 
     /// Makes layers and images visible, all or none.
     pub(crate) fn publish(&self, layers: Vec<NewLayer>, images: Vec<NewImage>) -> Result<()> {
-        let tmp = File::open(self.dir.join("tmp")).context(|| "opening the store's tmp".into())?;
         let small = self.write_small_blobs(&images)?;
-        dirfd::sync_file_system(&tmp).context(|| "syncing the new layers to disk".into())?;
+        if !layers.is_empty() {
+            let tmp =
+                File::open(self.dir.join("tmp")).context(|| "opening the store's tmp".into())?;
+            dirfd::sync_file_system(&tmp).context(|| "syncing the new layers to disk".into())?;
+        }
 
         let _publish = self.lock_publish();
         let mut placed = Placed::default();
@@ -429,8 +433,19 @@ impl Inner {
         {
             let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
             let path = self.dir.join("tmp").join(format!("blob-{number}"));
-            std::fs::write(&path, bytes).context(|| format!("writing {}", path.display()))?;
-            small.push((path, sha256(bytes)));
+            let digest = sha256(bytes);
+            if self.blob_path(&digest).exists() {
+                continue;
+            }
+            let written = File::create_new(&path).and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_data()
+            });
+            small.push((path, digest));
+            if let Err(error) = written {
+                small.iter().for_each(|(path, _)| remove_any(path));
+                return Err(Error::internal("writing an image's configuration").with_source(error));
+            }
         }
         Ok(small)
     }
