@@ -101,10 +101,11 @@ pub fn set_personality(persona: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_personality, persona) }).map(|_| ())
 }
 
-/// A new session keyring, so that keys of the caller are out of reach.
-pub fn join_session_keyring(name: &CStr) -> io::Result<i32> {
-    // SAFETY: the name is a C string that lives through the call. 1 is KEYCTL_JOIN_SESSION_KEYRING.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, 1, name.as_ptr()) }).map(|serial| serial as i32)
+/// A session keyring of that name, or a new one without a name, so that keys of the caller are out of reach.
+pub fn join_session_keyring(name: Option<&CStr>) -> io::Result<i32> {
+    let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: the name is null or a C string that lives through the call. 1 is KEYCTL_JOIN_SESSION_KEYRING.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, 1, name) }).map(|serial| serial as i32)
 }
 
 /// I/O class (1 real time, 2 best effort, 3 idle) and priority.

@@ -17,9 +17,16 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+pub mod cli;
 pub mod demo;
+mod devices;
+mod hooks;
+mod init;
 pub mod launch;
+mod mounts;
+mod process;
 pub mod proto;
 pub mod seccomp;
 pub mod spawner;
 pub mod supervisor;
+mod users;

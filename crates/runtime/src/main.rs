@@ -12,6 +12,5 @@ fn main() -> ExitCode {
     if role == "demo-web" {
         return gantry_runtime::demo::main();
     }
-    eprintln!("gantry-runtime: no role of this name");
-    ExitCode::FAILURE
+    gantry_runtime::cli::main()
 }

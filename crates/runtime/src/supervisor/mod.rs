@@ -858,11 +858,12 @@ impl Supervisor {
 }
 
 /// What every container and exec of a supervisor has in common.
-const OPTIONS: Options = Options {
+const OPTIONS: Options<'static> = Options {
     die_with_parent: true,
     no_pivot: false,
     no_new_keyring: false,
     preserve_fds: 0,
+    exec_fifo: None,
 };
 
 const SIGKILL: i32 = 9;

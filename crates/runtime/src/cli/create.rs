@@ -1,0 +1,343 @@
+//! create, start and run.
+
+use super::flags::{Flag, Flags};
+use super::store::{self, Container, Stored};
+use super::{Failure, Globals, protect, terminal};
+use crate::hooks;
+use crate::launch::{self, Launch, Launched, Options, Stdio};
+use crate::proto::Rootfs;
+use gantry_linux::program;
+use gantry_oci::runtime::{Spec, Status};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const FLAGS: [Flag; 10] = [
+    ("bundle", "b", true),
+    ("console-socket", "console-socket", true),
+    ("pidfd-socket", "pidfd-socket", true),
+    ("pid-file", "pid-file", true),
+    ("no-pivot", "no-pivot", false),
+    ("no-new-keyring", "no-new-keyring", false),
+    ("preserve-fds", "preserve-fds", true),
+    ("detach", "d", false),
+    ("keep", "keep", false),
+    ("no-subreaper", "no-subreaper", false),
+];
+
+/// More than any sane configuration has.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// A bundle read from disk.
+struct Bundle {
+    path: PathBuf,
+    text: Vec<u8>,
+    spec: Spec,
+    rootfs: PathBuf,
+}
+
+impl Bundle {
+    fn read(path: Option<&str>) -> Result<Self, Failure> {
+        let path = match path {
+            Some(path) => std::path::absolute(path)?,
+            None => std::env::current_dir()?,
+        };
+        let config = path.join("config.json");
+        let mut text = Vec::new();
+        let file = std::fs::File::open(&config).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                Failure::new("JSON specification file config.json not found")
+            }
+            _ => e.into(),
+        })?;
+        io::Read::read_to_end(&mut io::Read::take(file, CONFIG_LIMIT), &mut text)?;
+        let spec: Spec = serde_json::from_slice(&text)
+            .map_err(|e| Failure::new(format!("{}: {e}", config.display())))?;
+        let root = spec
+            .root
+            .as_ref()
+            .ok_or_else(|| Failure::new("root must be specified in config.json"))?;
+        let rootfs = path.join(&root.path);
+        Ok(Self {
+            path,
+            text,
+            spec,
+            rootfs,
+        })
+    }
+}
+
+pub(super) fn create(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    let flags = Flags::parse(arguments, &FLAGS)?;
+    flags.expect("create", 1, false)?;
+    protect::ensure()?;
+    let bundle = Bundle::read(flags.value("bundle"))?;
+    let made = make(globals, &flags, &bundle, true)?;
+    if let Err(failure) = after_create(&flags, &made.launched) {
+        made.abandon();
+        return Err(failure);
+    }
+    Ok(0)
+}
+
+struct Made {
+    launched: Launched,
+    container: Container,
+}
+
+impl Made {
+    /// Ends what was made and leaves nothing.
+    fn abandon(self) {
+        let _ = program::send_signal(self.launched.pidfd.as_fd(), 9);
+        let _ = reap(&self.launched);
+        let _ = self.container.remove();
+    }
+}
+
+fn make(
+    globals: &Globals,
+    flags: &Flags,
+    bundle: &Bundle,
+    detached: bool,
+) -> Result<Made, Failure> {
+    let id = flags.positional[0].as_str();
+    let terminal = bundle.spec.process.as_ref().is_some_and(|p| p.terminal);
+    let console_socket = flags.value("console-socket");
+    if detached && terminal && console_socket.is_none() {
+        return Err(Failure::new(
+            "cannot allocate tty if runc will detach without setting console socket",
+        ));
+    }
+    if (!detached || !terminal) && console_socket.is_some() {
+        return Err(Failure::new(
+            "cannot use console socket if runc will not detach or allocate tty",
+        ));
+    }
+    let directory = store::claim(globals, id)?;
+    make_in(flags, bundle, &directory, id, terminal, detached).inspect_err(|_| {
+        let _ = store::remove_directory(&directory);
+    })
+}
+
+fn make_in(
+    flags: &Flags,
+    bundle: &Bundle,
+    directory: &Path,
+    id: &str,
+    terminal: bool,
+    with_fifo: bool,
+) -> Result<Made, Failure> {
+    let fifo = directory.join("exec.fifo");
+    if with_fifo {
+        let mode = Mode::from_raw_mode(0o622);
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, mode, 0).map_err(io::Error::from)?;
+    }
+    let rootfs = Rootfs::Path(bundle.rootfs.clone());
+    let mut spec = std::borrow::Cow::Borrowed(&bundle.spec);
+    let preserve_fds = flags.number("preserve-fds")?.unwrap_or(0) + listen_fds(&mut spec);
+    let size = terminal.then(terminal::own_size).flatten();
+    let launched = launch::launch(Launch {
+        id,
+        spec: &spec,
+        rootfs: &rootfs,
+        bundle: Some(&bundle.path),
+        stdio: match terminal {
+            true => Stdio::Terminal { size },
+            false => Stdio::Inherit,
+        },
+        filter: None,
+        links: &[],
+        options: Options {
+            die_with_parent: false,
+            no_pivot: flags.is_set("no-pivot"),
+            no_new_keyring: flags.is_set("no-new-keyring"),
+            preserve_fds,
+            exec_fifo: with_fifo.then_some(fifo.as_path()),
+        },
+    })?;
+    let stored = Stored {
+        version: 1,
+        id: id.to_owned(),
+        pid: launched.pid,
+        start_ticks: program::start_ticks(launched.pid).unwrap_or(0),
+        bundle: bundle.path.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: store::rfc3339(SystemTime::now(), 9),
+        owner: rustix::process::getuid().as_raw(),
+        cgroup: launched.cgroup.clone(),
+    };
+    let written = store::write(directory, &stored, Some(&bundle.text));
+    let made = Made {
+        launched,
+        container: Container {
+            directory: directory.to_owned(),
+            stored,
+        },
+    };
+    match written {
+        Ok(()) => Ok(made),
+        Err(failure) => {
+            made.abandon();
+            Err(failure)
+        }
+    }
+}
+
+/// sd_listen_fds(3): sockets that were passed to us are the container's, whose first process has another pid.
+fn listen_fds(spec: &mut std::borrow::Cow<'_, Spec>) -> u32 {
+    let count = std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|n| n.parse::<u32>().ok())
+        .filter(|n| *n > 0);
+    let ours = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    match (count, ours, &spec.process) {
+        (Some(count), true, Some(_)) => {
+            if let Some(process) = &mut spec.to_mut().process {
+                process.env.push(format!("LISTEN_FDS={count}"));
+                process.env.push("LISTEN_PID=1".to_owned());
+                if let Ok(names) = std::env::var("LISTEN_FDNAMES") {
+                    process.env.push(format!("LISTEN_FDNAMES={names}"));
+                }
+            }
+            count
+        }
+        _ => 0,
+    }
+}
+
+/// Hands over the terminal and writes the pid file.
+fn after_create(flags: &Flags, launched: &Launched) -> Result<(), Failure> {
+    if let (Some(socket), Some(console)) = (flags.value("console-socket"), &launched.console) {
+        terminal::hand_over(socket, console)?;
+    }
+    if let Some(socket) = flags.value("pidfd-socket") {
+        terminal::hand_over(socket, &launched.pidfd)?;
+    }
+    write_pid_file(flags.value("pid-file"), launched.pid)
+}
+
+/// Atomic: who waits for the file never reads half a number.
+pub(super) fn write_pid_file(path: Option<&str>, pid: i32) -> Result<(), Failure> {
+    let Some(path) = path.map(Path::new) else {
+        return Ok(());
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}"));
+    std::fs::write(&temporary, pid.to_string())?;
+    Ok(std::fs::rename(&temporary, path)?)
+}
+
+pub(super) fn start(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    let flags = Flags::parse(arguments, &[])?;
+    flags.expect("start", 1, false)?;
+    let container = store::load(globals, &flags.positional[0])?;
+    match container.status() {
+        Status::Created => release(&container)?,
+        Status::Stopped => return Err(Failure::new("cannot start a container that has stopped")),
+        _ => {
+            return Err(Failure::new("cannot start an already running container"));
+        }
+    }
+    if let Ok(spec) = container.spec() {
+        run_poststart(&container, &spec)?;
+    }
+    Ok(0)
+}
+
+/// Writes the byte that the init waits for, then waits until its exec has closed the FIFO: the only reader is the init.
+fn release(container: &Container) -> Result<(), Failure> {
+    let path = container.fifo();
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fifo = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(|e| match e {
+        // Nobody reads: the init has died.
+        rustix::io::Errno::NXIO => Failure::new("cannot start a container that has stopped"),
+        // Another start was faster.
+        rustix::io::Errno::NOENT => Failure::new("cannot start an already running container"),
+        e => io::Error::from(e).into(),
+    })?;
+    // Whoever takes the name away is the one that starts it.
+    std::fs::remove_file(&path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Failure::new("cannot start an already running container"),
+        _ => e.into(),
+    })?;
+    rustix::io::write(&fifo, b"0").map_err(io::Error::from)?;
+    let mut poll = [PollFd::new(&fifo, PollFlags::empty())];
+    loop {
+        match rustix::event::poll(&mut poll, None) {
+            Ok(_) if poll[0].revents().contains(PollFlags::ERR) => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(io::Error::from(e).into()),
+        }
+    }
+}
+
+fn run_poststart(container: &Container, spec: &Spec) -> Result<(), Failure> {
+    let Some(hooks) = spec.hooks.as_ref().filter(|h| !h.poststart.is_empty()) else {
+        return Ok(());
+    };
+    let mut state = container.document(Some(spec));
+    state.status = Status::Running;
+    let state = serde_json::to_string(&state).map_err(io::Error::from)?;
+    Ok(hooks::run(&hooks.poststart, &state)?)
+}
+
+pub(super) fn run_poststop(container: &Container, spec: &Spec) {
+    let Some(hooks) = spec.hooks.as_ref().filter(|h| !h.poststop.is_empty()) else {
+        return;
+    };
+    let mut state = container.document(Some(spec));
+    state.status = Status::Stopped;
+    if let Ok(state) = serde_json::to_string(&state) {
+        // runtime-spec: a failing poststop hook is no reason to keep the container.
+        let _ = hooks::run(&hooks.poststop, &state);
+    }
+}
+
+pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    let flags = Flags::parse(arguments, &FLAGS)?;
+    flags.expect("run", 1, false)?;
+    protect::ensure()?;
+    let bundle = Bundle::read(flags.value("bundle"))?;
+    let detach = flags.is_set("detach");
+    // Signals are caught from here on, so that none that arrives early is lost.
+    let forwarder = match detach {
+        true => None,
+        false => Some(terminal::Forwarder::new()?),
+    };
+    let mut made = make(globals, &flags, &bundle, detach)?;
+    let started = after_create(&flags, &made.launched).and_then(|()| match detach {
+        true => release(&made.container),
+        false => Ok(made.launched.start()?),
+    });
+    let started = started.and_then(|()| run_poststart(&made.container, &bundle.spec));
+    if let Err(failure) = started {
+        made.abandon();
+        return Err(failure);
+    }
+    let Some(forwarder) = forwarder else {
+        return Ok(0);
+    };
+    let console = made.launched.console.take();
+    forwarder.until_exit(&made.launched.pidfd, console)?;
+    let code = reap(&made.launched)?;
+    // With a PID namespace of its own everything in it is gone; without, what it left behind goes now.
+    let own_pids = bundle.spec.linux.as_ref().is_some_and(|l| {
+        l.namespace(gantry_oci::runtime::NamespaceKind::Pid)
+            .is_some_and(|n| n.path.is_empty())
+    });
+    if !own_pids {
+        made.container.stored.cgroup.kill_all()?;
+    }
+    if !flags.is_set("keep") {
+        run_poststop(&made.container, &bundle.spec);
+        made.container.remove()?;
+    }
+    Ok(code)
+}
+
+fn reap(launched: &Launched) -> Result<u8, Failure> {
+    terminal::exit_code(&launched.pidfd)
+}
