@@ -458,9 +458,21 @@ impl Networks {
         firewall::sentences(&mut self.state().nft, &self.0.settings.instance)
     }
 
-    /// Puts the marked accepts where they belong now: other firewalls come, go and start over while we run.
+    /// The same for an instance that may not run.
+    pub fn foreign_drops_of(instance: &str) -> Result<Vec<String>> {
+        let mut nft = nft::Socket::open().context(|| "opening nftables".into())?;
+        Ok(firewall::sentences(&mut nft, instance))
+    }
+
+    /// Puts the marked accepts where they belong now: other firewalls come, go and start over while we run. Writes nothing
+    /// when each of them is in its place.
     pub fn repair_accepts(&self) {
-        self.state().write_accepts(&self.0.settings);
+        let mut state = self.state();
+        let missing = firewall::dropping(&mut state.nft, &self.0.settings.instance)
+            .is_ok_and(|chains| chains.iter().any(|chain| !chain.accepted));
+        if missing && self.0.settings.firewall == Firewall::Friendly {
+            state.write_accepts(&self.0.settings);
+        }
     }
 
     /// Removes everything global of this instance: table, marked accepts, bridges. For `down`: the rules of `down` without `--purge`

@@ -4,6 +4,7 @@
 //! feature away. Exit code 1 when something fails.
 
 use crate::args::Output;
+use crate::instance::Dirs;
 use crate::output;
 use serde_json::json;
 use std::path::Path;
@@ -51,7 +52,7 @@ fn fails(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -
     }
 }
 
-pub fn run(how: Output) -> anyhow::Result<ExitCode> {
+pub fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
     let lines: Vec<Line> = [
         root(),
         kernel(),
@@ -61,7 +62,7 @@ pub fn run(how: Output) -> anyhow::Result<ExitCode> {
         cgroups(),
         nf_tables(),
         forwarding(),
-        foreign_drops(),
+        foreign_drops(dirs.instance()?.as_deref().unwrap_or("gantry")),
         seccomp(),
         apparmor(),
         file_limit(),
@@ -342,8 +343,30 @@ fn forwarding() -> Vec<Line> {
     }
 }
 
-fn foreign_drops() -> Vec<Line> {
-    Vec::new()
+/// `instance`: whose accepts count as being in place.
+fn foreign_drops(instance: &str) -> Vec<Line> {
+    match gantry_network::Networks::foreign_drops_of(instance) {
+        Ok(drops) if drops.is_empty() => {
+            vec![fine("firewalls", "no foreign chain drops forwarded traffic")]
+        }
+        Ok(drops) => drops
+            .into_iter()
+            .map(|drop| {
+                // Our own accept is in place; the sentence says so.
+                if drop.contains("lets our bridges through") {
+                    fine("firewalls", drop)
+                } else {
+                    lacks(
+                        "firewalls",
+                        drop,
+                        "`gantry up` (not with --firewall strict) puts a marked accept there, or accept our bridges in that firewall",
+                    )
+                }
+            })
+            .collect(),
+        // The line about nftables says why.
+        Err(_) => Vec::new(),
+    }
 }
 
 fn seccomp() -> Vec<Line> {

@@ -30,7 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Verb::Down(down) => down::run(&dirs()?, &down),
         Verb::Env(how) => env::run(&dirs()?, how.output),
         Verb::Status(how) => block_on(status::run(&dirs()?, how.output)),
-        Verb::Doctor(how) => doctor::run(how.output),
+        Verb::Doctor(how) => doctor::run(&dirs()?, how.output),
         Verb::Version(how) => version::run(how.output),
         Verb::Runtime { words } => Err(crate::runtime_program::exec(&words)),
         verb => {

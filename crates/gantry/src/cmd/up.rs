@@ -17,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Requests that are under way when the daemon is told to end get this long to finish.
 const GRACE: Duration = Duration::from_secs(2);
+/// Between two looks at other programs' firewalls.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
 /// Blocking work (archives, file trees) at one time.
 const BLOCKING_THREADS: usize = 64;
 
@@ -112,7 +114,13 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         notify_service_manager();
         tracing::info!(instance = daemon.instance, "serving");
 
+        for drop in engine.networks().foreign_drops() {
+            tracing::warn!("{drop}");
+        }
+        let repairing = tokio::spawn(repair_accepts(engine.clone()));
+
         end.wait().await;
+        repairing.abort();
         tracing::info!("stopping; containers run on");
         let _ = stop.send(true);
         if let Some(face) = face
@@ -129,6 +137,15 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     // A blocking thread in the middle of an archive must not hold the exit up: what it did is undone at the next start.
     runtime.shutdown_timeout(GRACE);
     outcome
+}
+
+/// A firewall that was started over forgot our accepts; until the next look at it, its drops hold.
+async fn repair_accepts(engine: Engine) {
+    loop {
+        tokio::time::sleep(REPAIR_INTERVAL).await;
+        let networks = engine.networks().clone();
+        let _ = tokio::task::spawn_blocking(move || networks.repair_accepts()).await;
+    }
 }
 
 /// Each running container takes a few descriptors here; the soft limit of a login shell would be reached with some hundred.
