@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{Engine, supervisor};
 use gantry_base::{Error, Result, ResultExt};
+use gantry_network::files::{SYSTEMD_RESOLV_CONF, is_stub};
 use gantry_network::{Endpoint, PortBinding};
 use gantry_oci::runtime::Device;
 use gantry_runtime::proto::{self, Forward, Link, Log, Rootfs, Spawn, Stdin};
@@ -446,14 +447,23 @@ impl Engine {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let shares_host = record.host_config.network_mode == "host";
         let around = Around {
-            addresses: endpoints.iter().map(|endpoint| endpoint.address).collect(),
-            gateway: endpoints.iter().find_map(|endpoint| endpoint.gateway),
+            addresses: endpoints
+                .iter()
+                .map(|endpoint| endpoint.address.into())
+                .collect(),
+            gateway: endpoints
+                .iter()
+                .find_map(|endpoint| endpoint.gateway)
+                .map(Into::into),
             host_hosts: if shares_host {
                 read("/etc/hosts")
             } else {
                 String::new()
             },
-            host_resolv: read("/etc/resolv.conf"),
+            host_resolv: match read("/etc/resolv.conf") {
+                stub if is_stub(&stub) && !shares_host => read(SYSTEMD_RESOLV_CONF),
+                text => text,
+            },
         };
         let texts = [
             (
