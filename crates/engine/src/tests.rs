@@ -629,7 +629,7 @@ fn volumes_keep_files_and_anonymous_ones_go() {
         let host = serde_json::json!({"Binds": ["kept:/data", "/anon"]});
         let (id, mut attached) = started(
             &engine,
-            shell("w", "echo x >/data/f; ls -d /anon; cat /etc/hostname", host),
+            shell("writer", "echo x >/data/f; ls -d /anon; cat /etc/hostname", host),
         )
         .await;
         let said = text(&mut attached).await;
@@ -654,7 +654,7 @@ fn volumes_keep_files_and_anonymous_ones_go() {
         assert_eq!(names, ["kept"]);
         let host = serde_json::json!({"Binds": ["kept:/data:ro"]});
         let (id, mut attached) =
-            started(&engine, shell("r", "cat /data/f; touch /data/g", host)).await;
+            started(&engine, shell("reader", "cat /data/f; touch /data/g", host)).await;
         assert!(text(&mut attached).await.starts_with("x\n"));
         assert_eq!(code(&engine, &id, WaitCondition::NotRunning).await, 1);
         engine.remove(&id, FORCE).await.unwrap();
@@ -816,7 +816,7 @@ fn where_the_time_goes() {
         for _ in 0..100 {
             let host = serde_json::json!({"NetworkMode": network});
             let sample = node.run(async |engine| {
-                let request = shell("m", "", host);
+                let request = shell("measured", "", host);
                 let request = CreateContainer {
                     config: serde_json::from_str(r#"{"Image":"busybox","Cmd":["true"]}"#).unwrap(),
                     ..request
