@@ -629,7 +629,11 @@ fn volumes_keep_files_and_anonymous_ones_go() {
         let host = serde_json::json!({"Binds": ["kept:/data", "/anon"]});
         let (id, mut attached) = started(
             &engine,
-            shell("writer", "echo x >/data/f; ls -d /anon; cat /etc/hostname", host),
+            shell(
+                "writer",
+                "echo x >/data/f; ls -d /anon; cat /etc/hostname",
+                host,
+            ),
         )
         .await;
         let said = text(&mut attached).await;
@@ -804,6 +808,183 @@ fn a_published_port_answers() {
         let (_, text) = refused(engine.start("late").await);
         assert!(text.contains("port is already allocated"), "{text}");
     });
+}
+
+#[test]
+fn wishes_reach_the_process() {
+    let node = Node::new();
+    node.run(async |engine| {
+        let probe = async |name: &str, script: &str, config: serde_json::Value, host: serde_json::Value| {
+            let mut request = shell(name, script, host);
+            let mut merged = serde_json::to_value(&request.config).unwrap();
+            merged.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+            request.config = serde_json::from_value(merged).unwrap();
+            let (id, mut attached) = started(&engine, request).await;
+            let said = text(&mut attached).await;
+            engine.remove(&id, FORCE).await.unwrap();
+            said
+        };
+        let none = serde_json::json!({});
+        let said = probe(
+            "identity",
+            "id -u; id -g; id -G; pwd; echo $HOME $A $HOSTNAME; hostname; cat /proc/1/comm",
+            serde_json::json!({"User": "daemon", "WorkingDir": "/made/for/me", "Env": ["A=b"], "Hostname": "inside"}),
+            serde_json::json!({"GroupAdd": ["7", "wheel"]}),
+        )
+        .await;
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(&lines[..3], ["1", "1", "1 7 10"], "{said}");
+        assert_eq!(&lines[3..], ["/made/for/me", "/usr/sbin b inside", "inside", "sh"], "{said}");
+
+        let said = probe(
+            "limits",
+            "ulimit -n; cat /proc/self/oom_score_adj; df -k /dev/shm | tail -1 | awk '{print $2}'; cat /proc/sys/net/core/somaxconn; grep -c . /proc/self/status >/dev/null; awk '/NoNewPrivs|Seccomp:/{print $2}' /proc/self/status",
+            none.clone(),
+            serde_json::json!({"Ulimits": [{"Name": "nofile", "Soft": 123, "Hard": 456}], "OomScoreAdj": 77, "ShmSize": 1 << 20,
+                "Sysctls": {"net.core.somaxconn": "99"}, "SecurityOpt": ["no-new-privileges"]}),
+        )
+        .await;
+        assert_eq!(said, "123\n77\n1024\n99\n1\n2\n");
+
+        let said = probe(
+            "files",
+            "touch /x 2>&1; touch /t/x && echo t; touch /v/x && echo v; touch /etc/hosts && echo hosts; cat /proc/sys/kernel/hostname >/dev/null; ls /proc/kcore /proc/sys >/dev/null; echo 1 >/proc/sys/kernel/panic",
+            none.clone(),
+            serde_json::json!({"ReadonlyRootfs": true, "Tmpfs": {"/t": "size=64k"}, "Binds": ["/v"]}),
+        )
+        .await;
+        assert!(said.starts_with("touch: /x: Read-only file system\nt\nv\nhosts\n"), "{said}");
+        assert!(said.contains("panic: Read-only file system"), "{said}");
+
+        let said = probe("init", "cat /proc/1/comm; echo $$", none.clone(), serde_json::json!({"Init": true})).await;
+        assert!(said.starts_with("docker-init\n") && !said.ends_with("\n1\n"), "{said}");
+
+        let said = probe(
+            "rights",
+            "awk '/CapEff/{print $2}' /proc/self/status; mount -t tmpfs x /mnt 2>/dev/null || echo no",
+            none.clone(),
+            serde_json::json!({"CapDrop": ["ALL"], "CapAdd": ["NET_ADMIN"]}),
+        )
+        .await;
+        assert_eq!(said, "0000000000001000\nno\n");
+        let said = probe(
+            "privileged",
+            "mkdir -p /mnt; mount -t tmpfs x /mnt && echo yes; test -e /dev/full && echo dev",
+            none.clone(),
+            serde_json::json!({"Privileged": true}),
+        )
+        .await;
+        assert_eq!(said, "yes\ndev\n");
+    });
+    node.assert_clean();
+}
+
+#[test]
+fn containers_share_what_they_are_told_to() {
+    let node = Node::new();
+    node.run(async |engine| {
+        let host = serde_json::json!({"NetworkMode": "bridge", "IpcMode": "shareable"});
+        let script = "echo shared >/dev/shm/f; echo ready; exec sleep 1000";
+        let (donor, mut attached) = started(&engine, shell("donor", script, host)).await;
+        hear(&mut attached, "ready").await;
+        let host = serde_json::json!({
+            "NetworkMode": "container:donor", "PidMode": "container:donor", "IpcMode": "container:donor"
+        });
+        let script = "cat /dev/shm/f /etc/hostname; cat /proc/1/comm; ip addr show eth0 | grep -c 'inet '";
+        let (id, mut attached) = started(&engine, shell("guest", script, host)).await;
+        assert_eq!(text(&mut attached).await, format!("shared\n{}\nsleep\n1\n", &donor[..12]));
+        engine.remove(&id, FORCE).await.unwrap();
+        engine.stop(&donor, Some("KILL"), None).await.unwrap();
+        let host = serde_json::json!({"NetworkMode": "container:donor"});
+        engine.create(shell("orphan", "true", host)).await.unwrap();
+        let (kind, text) = refused(engine.start("orphan").await);
+        assert_eq!((kind, text), (ErrorKind::Conflict, format!("cannot join network of a non running container: {donor}")));
+        engine.remove("orphan", FORCE).await.unwrap();
+        engine.remove("donor", FORCE).await.unwrap();
+    });
+    node.assert_clean();
+}
+
+#[test]
+fn limits_are_held_and_changed_while_it_runs() {
+    let node = Node::new();
+    node.run(async |engine| {
+        let host =
+            serde_json::json!({"Memory": 32 << 20, "PidsLimit": 50, "NanoCpus": 500_000_000u64});
+        let (id, mut attached) = started(
+            &engine,
+            shell("limited", "echo ready; exec sleep 1000", host),
+        )
+        .await;
+        hear(&mut attached, "ready").await;
+        let record = engine.get(&id).unwrap();
+        let limit = |engine: &Engine| {
+            engine
+                .cgroup(&record)
+                .unwrap()
+                .stats()
+                .unwrap()
+                .memory_limit
+        };
+        assert_eq!(limit(&engine), Some(32 << 20));
+        let change =
+            serde_json::from_value(serde_json::json!({"Memory": 64 << 20, "MemorySwap": 64 << 20}))
+                .unwrap();
+        assert_eq!(
+            engine.update(&id, change).await.unwrap(),
+            Vec::<String>::new()
+        );
+        assert_eq!(limit(&engine), Some(64 << 20));
+        let change = serde_json::from_value(serde_json::json!({"Memory": 1})).unwrap();
+        assert_eq!(
+            refused(engine.update(&id, change).await).1,
+            "Minimum memory limit allowed is 6MB"
+        );
+        let host = serde_json::json!({"Memory": 8 << 20, "MemorySwap": 8 << 20});
+        let hog = "x=y; while :; do x=$x$x; done";
+        let (id, _) = started(&engine, shell("hog", hog, host)).await;
+        assert_eq!(code(&engine, &id, WaitCondition::NotRunning).await, 137);
+        assert!(matches!(&engine.get(&id).unwrap().state, State::Exited(exit) if exit.oom_killed));
+        engine.remove("hog", FORCE).await.unwrap();
+        engine.remove("limited", FORCE).await.unwrap();
+    });
+    node.assert_clean();
+}
+
+#[test]
+fn fifty_containers_are_found_again_at_once() {
+    let mut node = Node::new();
+    node.run(async |engine| {
+        for n in 0..50 {
+            let id = engine
+                .create(shell(&format!("many{n}"), "exec sleep 1000", no_host()))
+                .await
+                .unwrap()
+                .id;
+            engine.start(&id).await.unwrap();
+        }
+    });
+    node.crash();
+    let before = Instant::now();
+    node.up();
+    let took = before.elapsed();
+    let running = node
+        .engine()
+        .list()
+        .iter()
+        .filter(|record| record.state.process().is_some())
+        .count();
+    assert_eq!(running, 50);
+    assert!(
+        took < Duration::from_secs(10),
+        "took {took:?}; the promise of 2 s is measured on a quiet machine"
+    );
+    node.run(async |engine| {
+        for record in engine.list() {
+            engine.remove(&record.id, FORCE).await.unwrap();
+        }
+    });
+    node.assert_clean();
 }
 
 /// `cargo test --release -- --ignored --nocapture where_the_time_goes`
