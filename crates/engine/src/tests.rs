@@ -2,6 +2,8 @@
 //!
 //! A crash is made by dropping the async runtime with everything in it: supervisors and containers are other processes and stay.
 
+mod files;
+
 use crate::container::State;
 use crate::{Attach, CreateVolume, Engine, ExecStart, Remove, Settings, Stream, WaitCondition};
 use bytes::Bytes;

@@ -30,7 +30,7 @@ mod save;
 mod single;
 mod spool;
 mod store;
-mod tarstream;
+pub mod tarstream;
 
 use gantry_base::{Error, Result, db::Db};
 use gantry_oci::{Digest, Reference, image::ImageConfig};

@@ -11,7 +11,7 @@ use std::io::{self, BufRead};
 
 const BLOCK: usize = 512;
 /// Linux' `PATH_MAX`: no path or link target may be longer.
-pub(crate) const PATH_LIMIT: usize = 4096;
+pub const PATH_LIMIT: usize = 4096;
 /// One PAX header: many extended attributes of up to 64 KiB each.
 const PAX_LIMIT: u64 = 1 << 20;
 /// Data fragments of one sparse file.
@@ -20,7 +20,7 @@ const SPARSE_LIMIT: usize = 1 << 16;
 const META_LIMIT: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TarError {
+pub enum TarError {
     #[error("reading the archive")]
     Read(#[source] io::Error),
     #[error("unexpected EOF")]
@@ -32,7 +32,7 @@ pub(crate) enum TarError {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     File,
     HardLink,
     Symlink,
@@ -44,26 +44,26 @@ pub(crate) enum Kind {
 
 /// One entry, its extended headers already applied.
 #[derive(Debug, Clone)]
-pub(crate) struct Header {
-    pub(crate) kind: Kind,
+pub struct Header {
+    pub kind: Kind,
     /// As in the archive: not yet checked for `..`, slashes, or anything else but NUL and length.
-    pub(crate) path: Vec<u8>,
-    pub(crate) link: Vec<u8>,
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: (i64, u32),
+    pub path: Vec<u8>,
+    pub link: Vec<u8>,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: (i64, u32),
     /// The size that the file will have.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Bytes of it that the archive holds.
-    pub(crate) stored: u64,
-    pub(crate) device: (u32, u32),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub stored: u64,
+    pub device: (u32, u32),
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the stored bytes belong: (offset, length), rising, without overlap. `None` for an ordinary file.
-    pub(crate) sparse: Option<Vec<(u64, u64)>>,
+    pub sparse: Option<Vec<(u64, u64)>>,
 }
 
-pub(crate) struct TarStream<R> {
+pub struct TarStream<R> {
     input: R,
     position: u64,
     /// Stored bytes of the present entry not yet read, and the padding after them.
@@ -97,7 +97,7 @@ struct SparseRecords {
 }
 
 impl<R: BufRead> TarStream<R> {
-    pub(crate) fn new(input: R, entry_limit: u64) -> Self {
+    pub fn new(input: R, entry_limit: u64) -> Self {
         Self {
             input,
             position: 0,
@@ -109,7 +109,7 @@ impl<R: BufRead> TarStream<R> {
     }
 
     /// The next entry, or `None` at the end of the archive. What was left of the present one is skipped.
-    pub(crate) fn next(&mut self) -> Result<Option<Header>, TarError> {
+    pub fn next(&mut self) -> Result<Option<Header>, TarError> {
         self.skip_body()?;
         let mut extended = Extended::default();
         let mut long_path = None;
@@ -146,7 +146,7 @@ impl<R: BufRead> TarStream<R> {
     }
 
     /// Hands the stored bytes of the present entry to `sink`, in pieces straight from the input's buffer.
-    pub(crate) fn body<E: From<TarError>>(
+    pub fn body<E: From<TarError>>(
         &mut self,
         mut sink: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -163,7 +163,7 @@ impl<R: BufRead> TarStream<R> {
     }
 
     /// What follows the end of the archive.
-    pub(crate) fn into_rest(self) -> R {
+    pub fn into_rest(self) -> R {
         self.input
     }
 
@@ -410,7 +410,7 @@ fn fill<R: BufRead>(input: &mut R) -> Result<&[u8], TarError> {
 }
 
 /// True when a block looks like the head of a tar archive: its checksum is right.
-pub(crate) fn looks_like_tar(start: &[u8]) -> bool {
+pub fn looks_like_tar(start: &[u8]) -> bool {
     start
         .first_chunk::<BLOCK>()
         .is_some_and(|block| *block == [0; BLOCK] || checksum_is_right(block))

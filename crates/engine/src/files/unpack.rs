@@ -3,14 +3,15 @@
 
 use super::tree::{self, Ownership, kind};
 use gantry_base::{Error, Result, ResultExt};
+use gantry_image::tarstream::{Header, Kind, TarError, TarStream};
 use gantry_linux::{dirfd::open_entry, mount::open_in_root};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, BufRead, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use tar::EntryType;
 
 /// How to unpack.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,6 +33,9 @@ pub(crate) fn decompressed<'a>(tar: impl Read + 'a) -> io::Result<Box<dyn Read +
     })
 }
 
+/// Entries that one archive may have.
+const ENTRY_LIMIT: u64 = 10_000_000;
+
 /// Unpacks `tar` into `folder` (a path inside `root`, no links resolved yet).
 pub(crate) fn unpack(
     root: BorrowedFd<'_>,
@@ -39,8 +43,8 @@ pub(crate) fn unpack(
     tar: impl Read,
     how: Unpack,
 ) -> Result<()> {
-    let mut archive =
-        tar::Archive::new(decompressed(tar).context(|| "reading the archive".into())?);
+    let plain = decompressed(tar).map_err(|e| malformed(TarError::Read(e)))?;
+    let mut archive = TarStream::new(io::BufReader::with_capacity(128 << 10, plain), ENTRY_LIMIT);
     let mut state = State {
         root,
         folder,
@@ -48,18 +52,57 @@ pub(crate) fn unpack(
         parent: None,
         folders: Vec::new(),
     };
-    for entry in archive
-        .entries()
-        .kind(gantry_base::ErrorKind::InvalidArgument, || {
-            "Error processing tar file".into()
-        })?
-    {
-        let entry = entry.kind(gantry_base::ErrorKind::InvalidArgument, || {
-            "Error processing tar file".into()
-        })?;
-        state.entry(entry)?;
+    while let Some(header) = archive.next().map_err(malformed)? {
+        state.entry(&header, &mut archive)?;
     }
     state.finish()
+}
+
+fn malformed(e: TarError) -> Error {
+    Error::invalid("Error processing tar file").with_source(e)
+}
+
+/// Why a file's content was not written.
+enum BodyError {
+    Tar(TarError),
+    File(io::Error),
+}
+
+impl From<TarError> for BodyError {
+    fn from(e: TarError) -> Self {
+        Self::Tar(e)
+    }
+}
+
+/// Writes the present entry's bytes where they belong.
+fn write_body(
+    archive: &mut TarStream<impl BufRead>,
+    header: &Header,
+    file: &std::fs::File,
+) -> Result<(), BodyError> {
+    let whole = [(0, header.stored)];
+    let mut pieces = header.sparse.as_deref().unwrap_or(&whole).iter().copied();
+    let (mut at, mut left) = pieces.next().unwrap_or_default();
+    archive.body(|mut bytes| {
+        while !bytes.is_empty() {
+            while left == 0 {
+                // The reader hands out as many bytes as the pieces have.
+                (at, left) = pieces
+                    .next()
+                    .ok_or_else(|| BodyError::File(io::Error::from(io::ErrorKind::InvalidData)))?;
+            }
+            let length = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            file.write_all_at(&bytes[..length], at)
+                .map_err(BodyError::File)?;
+            bytes = &bytes[length..];
+            (at, left) = (at + length as u64, left - length as u64);
+        }
+        Ok::<(), BodyError>(())
+    })?;
+    if header.sparse.is_some() {
+        file.set_len(header.size).map_err(BodyError::File)?;
+    }
+    Ok(())
 }
 
 /// Folders whose time of change is set at the end.
@@ -76,14 +119,9 @@ struct State<'a> {
 }
 
 impl State<'_> {
-    fn entry(&mut self, mut entry: tar::Entry<'_, impl Read>) -> Result<()> {
-        let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader) {
-            return Ok(());
-        }
-        let raw = entry.path_bytes().into_owned();
-        let path = inside(&raw).ok_or_else(|| {
-            let name = String::from_utf8_lossy(&raw).into_owned();
+    fn entry(&mut self, header: &Header, archive: &mut TarStream<impl BufRead>) -> Result<()> {
+        let path = inside(&header.path).ok_or_else(|| {
+            let name = String::from_utf8_lossy(&header.path).into_owned();
             Error::invalid(format!(
                 "{name:?} is outside of {:?}",
                 self.folder.display().to_string()
@@ -98,72 +136,54 @@ impl State<'_> {
         let parent = self
             .parent(path.parent().unwrap_or(Path::new("")))
             .context(text)?;
-        let header = entry.header();
-        let ownership = self
-            .ownership(header)
-            .kind(gantry_base::ErrorKind::InvalidArgument, text)?;
-        let keep_folder = self.make_room(&parent, &name, kind, &whole)?;
-        let made = match kind {
-            EntryType::Directory => {
+        let keep_folder = self.make_room(&parent, &name, header.kind, &whole)?;
+        let private = Mode::from_raw_mode(0o600);
+        let made = match header.kind {
+            Kind::Directory => {
                 if !keep_folder {
                     rustix::fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o700))
                         .context(text)?;
                 }
                 tree::open_folder(&parent, &name).context(text)?
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            Kind::File => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
                 let file =
-                    open_entry(&parent, &name, flags, Mode::from_raw_mode(0o600)).context(text)?;
-                let mut file = std::fs::File::from(file);
-                io::copy(&mut entry, &mut file).context(text)?;
+                    std::fs::File::from(open_entry(&parent, &name, flags, private).context(text)?);
+                write_body(archive, header, &file).map_err(|e| match e {
+                    BodyError::Tar(e) => malformed(e),
+                    BodyError::File(e) => Error::internal(text()).with_source(e),
+                })?;
                 file.into()
             }
-            EntryType::Symlink => {
-                let target = link_name(&entry, &whole)?;
-                rustix::fs::symlinkat(&target, &parent, &name).context(text)?;
+            Kind::Symlink => {
+                rustix::fs::symlinkat(OsStr::from_bytes(&header.link), &parent, &name)
+                    .context(text)?;
                 // Later entries must see the link, not what a kept descriptor says.
                 self.parent = None;
                 open_entry(&parent, &name, OFlags::PATH, Mode::empty()).context(text)?
             }
-            EntryType::Link => {
-                let target = link_name(&entry, &whole)?;
-                return self.hard_link(&target, &parent, &name).context(text);
+            Kind::HardLink => {
+                let target = OsStr::from_bytes(&header.link);
+                return self.hard_link(target, &parent, &name).context(text);
             }
-            EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                let file_type = match kind {
-                    EntryType::Char => FileType::CharacterDevice,
-                    EntryType::Block => FileType::BlockDevice,
+            Kind::Character | Kind::Block | Kind::Fifo => {
+                let file_type = match header.kind {
+                    Kind::Character => FileType::CharacterDevice,
+                    Kind::Block => FileType::BlockDevice,
                     _ => FileType::Fifo,
                 };
-                let number = |n: io::Result<Option<u32>>| n.ok().flatten().unwrap_or(0);
-                let device = rustix::fs::makedev(
-                    number(header.device_major()),
-                    number(header.device_minor()),
-                );
-                let device = if kind == EntryType::Fifo { 0 } else { device };
-                rustix::fs::mknodat(
-                    &parent,
-                    &name,
-                    file_type,
-                    Mode::from_raw_mode(0o600),
-                    device,
-                )
-                .context(text)?;
+                let device = match header.kind {
+                    Kind::Fifo => 0,
+                    _ => rustix::fs::makedev(header.device.0, header.device.1),
+                };
+                rustix::fs::mknodat(&parent, &name, file_type, private, device).context(text)?;
                 open_entry(&parent, &name, OFlags::PATH, Mode::empty()).context(text)?
             }
-            other => {
-                return Err(Error::invalid(format!(
-                    "unhandled tar header type {} for {}",
-                    other.as_byte(),
-                    whole.display()
-                )));
-            }
         };
-        ownership
-            .apply(&made, &attributes(&mut entry).context(text)?)
-            .context(text)?;
-        if kind == EntryType::Directory && self.folders.len() < FOLDER_LIMIT {
+        let ownership = self.ownership(header);
+        ownership.apply(&made, &attributes(header)).context(text)?;
+        if header.kind == Kind::Directory && self.folders.len() < FOLDER_LIMIT {
             self.folders.push((whole, ownership));
         }
         Ok(())
@@ -182,24 +202,15 @@ impl State<'_> {
         Ok(())
     }
 
-    fn ownership(&self, header: &tar::Header) -> io::Result<Ownership> {
-        let small =
-            |id: u64| u32::try_from(id).map_err(|_| io::Error::from(io::ErrorKind::InvalidData));
-        let (uid, gid) = match self.how.owner {
-            Some(owner) => owner,
-            None => (small(header.uid()?)?, small(header.gid()?)?),
-        };
-        let link = header.entry_type() == EntryType::Symlink;
-        Ok(Ownership {
+    fn ownership(&self, header: &Header) -> Ownership {
+        let (uid, gid) = self.how.owner.unwrap_or((header.uid, header.gid));
+        let link = header.kind == Kind::Symlink;
+        Ownership {
             uid,
             gid,
-            mode: if link {
-                None
-            } else {
-                Some(header.mode()? & 0o7777)
-            },
-            mtime: (i64::try_from(header.mtime()?).unwrap_or(0), 0),
-        })
+            mode: (!link).then_some(header.mode & 0o7777),
+            mtime: (header.mtime.0, header.mtime.1.into()),
+        }
     }
 
     /// The folder `path` below the destination, made where missing.
@@ -250,16 +261,14 @@ impl State<'_> {
         &mut self,
         parent: &OwnedFd,
         name: &OsStr,
-        new: EntryType,
+        new: Kind,
         whole: &Path,
     ) -> Result<bool> {
         let Ok(stat) = tree::stat_child(parent, name) else {
             return Ok(false);
         };
-        let (old_is_folder, new_is_folder) = (
-            kind(&stat) == FileType::Directory,
-            new == EntryType::Directory,
-        );
+        let (old_is_folder, new_is_folder) =
+            (kind(&stat) == FileType::Directory, new == Kind::Directory);
         if old_is_folder && new_is_folder {
             return Ok(true);
         }
@@ -329,29 +338,19 @@ fn inside(raw: &[u8]) -> Option<PathBuf> {
     Some(path)
 }
 
-fn link_name(entry: &tar::Entry<'_, impl Read>, whole: &Path) -> Result<OsString> {
-    let name = entry
-        .link_name_bytes()
-        .ok_or_else(|| Error::invalid(format!("{} is a link to nothing", whole.display())))?;
-    Ok(OsString::from_vec(name.into_owned()))
-}
-
-/// `SCHILY.xattr.*` of the kinds that we also write.
-fn attributes(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut found = Vec::new();
-    let Some(extensions) = entry.pax_extensions()? else {
-        return Ok(found);
+/// The kinds that we also write. A link's own attributes say nothing.
+fn attributes(header: &Header) -> Vec<(String, Vec<u8>)> {
+    let own = |name: &str| {
+        name == "security.capability"
+            || name.starts_with("user.")
+            || name.starts_with("system.posix_acl_")
     };
-    for extension in extensions {
-        let extension = extension?;
-        if let Ok(key) = extension.key()
-            && let Some(name) = key.strip_prefix("SCHILY.xattr.")
-            && (name == "security.capability"
-                || name.starts_with("user.")
-                || name.starts_with("system.posix_acl_"))
-        {
-            found.push((name.to_owned(), extension.value_bytes().to_vec()));
-        }
-    }
-    Ok(found)
+    let named = header
+        .xattrs
+        .iter()
+        .filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)));
+    named
+        .filter(|(name, _)| own(name))
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .collect()
 }
