@@ -14,24 +14,22 @@ pub(crate) fn needed_while_creating(hooks: &Hooks) -> bool {
 }
 
 /// The state document that hooks get on stdin.
-pub(crate) fn state(launch: &Launch<'_>, status: &str, pid: i32) -> String {
-    let state = State {
+pub(crate) fn state(launch: &Launch<'_>, status: Status, pid: i32) -> String {
+    serde_json::to_string(&state_document(launch, status, pid)).unwrap_or_default()
+}
+
+pub(crate) fn state_document(launch: &Launch<'_>, status: Status, pid: i32) -> State {
+    State {
         oci_version: VERSION.to_owned(),
         id: launch.id.to_owned(),
-        status: match status {
-            "creating" => Status::Creating,
-            "created" => Status::Created,
-            "running" => Status::Running,
-            _ => Status::Stopped,
-        },
+        status,
         pid: Some(pid),
         bundle: launch
             .bundle
             .map(|b| b.to_string_lossy().into_owned())
             .unwrap_or_default(),
         annotations: launch.spec.annotations.clone(),
-    };
-    serde_json::to_string(&state).unwrap_or_default()
+    }
 }
 
 /// Runs them in order; the first failure is the result.

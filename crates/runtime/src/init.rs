@@ -5,11 +5,12 @@
 use crate::launch::{Attempt, Failure, Launch, Plan, Stdio, errno_text, message, send};
 use crate::process::{Finish, Gate};
 use crate::proto::Rootfs;
+use crate::seccomp::Listener;
 use crate::{devices, hooks, mounts, process};
 use gantry_linux::mount::{self, Attributes, attribute, propagation};
 use gantry_linux::process as own;
 use gantry_linux::{ipc, namespace, netlink, pty};
-use gantry_oci::runtime::{Linux, Mount, NamespaceKind};
+use gantry_oci::runtime::{Linux, Mount, NamespaceKind, Status};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::ffi::CString;
 use std::io::{self, IoSlice};
@@ -173,6 +174,7 @@ fn set_up(mut plan: Plan<'_>, socket: &OwnedFd) -> Result<std::convert::Infallib
         }
     }
     let gate = open_gate(&plan, socket)?;
+    let listener = connect_listener(&plan)?;
     enter_root(&plan, &root)?;
     drop(root);
     process::finish(Finish {
@@ -180,12 +182,12 @@ fn set_up(mut plan: Plan<'_>, socket: &OwnedFd) -> Result<std::convert::Infallib
         stdio: &plan.launch.stdio,
         terminal,
         filter: plan.filter,
-        profile: plan.linux.seccomp.as_ref(),
+        listener,
         personality: plan.linux.personality.as_ref(),
         hooks: plan.launch.spec.hooks.as_ref().map(|hooks| {
             let state = hooks::state(
                 plan.launch,
-                "created",
+                Status::Created,
                 rustix::process::getpid().as_raw_nonzero().get(),
             );
             (hooks.start_container.as_slice(), state)
@@ -298,7 +300,7 @@ fn open_gate(plan: &Plan<'_>, socket: &OwnedFd) -> Result<Gate, Failure> {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         hooks::run(
             &hooks.create_container,
-            &hooks::state(plan.launch, "creating", pid),
+            &hooks::state(plan.launch, Status::Creating, pid),
         )?;
     }
     let Some(path) = plan.launch.options.exec_fifo else {
@@ -310,6 +312,23 @@ fn open_gate(plan: &Plan<'_>, socket: &OwnedFd) -> Result<Gate, Failure> {
         .map_err(io::Error::from)
         .failed("opening the exec FIFO")?;
     Ok(Gate::Fifo(fifo))
+}
+
+/// While the host's files are still in reach.
+fn connect_listener(plan: &Plan<'_>) -> Result<Option<Listener>, Failure> {
+    let Some(profile) = plan.linux.seccomp.as_ref() else {
+        return Ok(None);
+    };
+    if profile.listener_path.is_empty() {
+        return Ok(None);
+    }
+    // Our pid as the host's /proc has it: the listener is no part of the container.
+    let pid = std::fs::read_link("/proc/self")
+        .ok()
+        .and_then(|link| link.to_str()?.parse().ok())
+        .unwrap_or(0);
+    let state = hooks::state_document(plan.launch, Status::Creating, pid);
+    Listener::connect(profile, &state).map(Some)
 }
 
 /// Builds the tree below the new root, which is attached where its own files come from: only this namespace sees that.

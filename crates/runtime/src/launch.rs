@@ -19,7 +19,7 @@ use crate::seccomp::{self, Filter};
 use crate::{hooks, init, mounts, process};
 use gantry_linux::namespace::{self, Cloned};
 use gantry_linux::{ipc, netlink, program};
-use gantry_oci::runtime::{Linux, NamespaceKind, Process, Resources, Spec};
+use gantry_oci::runtime::{Linux, NamespaceKind, Process, Resources, Spec, Status};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions};
@@ -345,7 +345,7 @@ impl Child {
             && hooks::needed_while_creating(hooks)
         {
             self.receive(message::NAMESPACES)?;
-            let state = hooks::state(launch, "creating", self.pid);
+            let state = hooks::state(launch, Status::Creating, self.pid);
             hooks::run(&hooks.prestart, &state)?;
             hooks::run(&hooks.create_runtime, &state)?;
             self.send(message::HOOKS_DONE)?;

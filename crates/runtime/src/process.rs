@@ -10,12 +10,12 @@
 use crate::cgroup::Join;
 use crate::init;
 use crate::launch::{Attempt, Failure, Options, Stdio, errno_text, message};
-use crate::seccomp::{self, Filter};
+use crate::seccomp::{Filter, Listener};
 use crate::{hooks, users};
 use gantry_linux::capabilities::{self, Sets};
 use gantry_linux::process::{self as own, Strings};
 use gantry_linux::{ipc, namespace, pty};
-use gantry_oci::runtime::{Hook, Personality, Process, Scheduler, Seccomp};
+use gantry_oci::runtime::{Hook, Personality, Process, Scheduler};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -37,7 +37,7 @@ pub(crate) struct Finish<'a> {
     pub(crate) terminal: Option<pty::Terminal>,
     pub(crate) filter: Option<&'a Filter>,
     /// Where notifications of the filter go, if anywhere.
-    pub(crate) profile: Option<&'a Seccomp>,
+    pub(crate) listener: Option<Listener>,
     pub(crate) personality: Option<&'a Personality>,
     /// startContainer, with their state document.
     pub(crate) hooks: Option<(&'a [Hook], String)>,
@@ -115,11 +115,11 @@ pub(crate) fn finish(finish: Finish<'_>) -> Result<Infallible, Failure> {
     if process.no_new_privileges {
         own::set_no_new_privileges().failed("prctl")?;
         capabilities.drop_rest()?;
-        install(finish.filter, finish.profile)?;
+        install(finish.filter, finish.listener.as_ref())?;
     } else {
         if finish.filter.is_some() {
             capabilities.raise_for_filter()?;
-            install(finish.filter, finish.profile)?;
+            install(finish.filter, finish.listener.as_ref())?;
         }
         capabilities.drop_rest()?;
     }
@@ -492,14 +492,22 @@ fn set_app_armor(profile: &str) -> Result<(), Failure> {
         })
 }
 
-fn install(filter: Option<&Filter>, profile: Option<&Seccomp>) -> Result<(), Failure> {
+fn install(filter: Option<&Filter>, listener: Option<&Listener>) -> Result<(), Failure> {
     let Some(filter) = filter else {
         return Ok(());
     };
-    let listener = gantry_linux::seccomp::install(&filter.program, filter.flags)
+    let notifications = gantry_linux::seccomp::install(&filter.program, filter.flags)
         .failed("unable to install the seccomp filter")?;
-    if let (Some(listener), Some(profile)) = (listener, profile) {
-        seccomp::hand_over(&listener, profile)?;
+    match (notifications, listener) {
+        (Some(notifications), Some(listener)) => listener.hand_over(&notifications)?,
+        // Nobody would ever answer.
+        (Some(_), None) => {
+            return Err(Failure::new(
+                128,
+                "seccomp filter notifies, but no listenerPath is given",
+            ));
+        }
+        (None, _) => {}
     }
     Ok(())
 }
@@ -600,7 +608,7 @@ fn join_and_finish(
         stdio,
         terminal,
         filter,
-        profile: None,
+        listener: None,
         personality: None,
         hooks: None,
         options,
