@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod conntrack;
 pub mod dirfd;
 pub mod ipc;
 pub mod mount;

@@ -8,6 +8,7 @@ use gantry_linux::nft::{
     Chain, Command, Expression, Family, Hook, Meta, Outcome, Register, Socket, Verdict,
     interface_name_of_iptables,
 };
+use std::collections::BTreeMap;
 use std::fs;
 
 const DOCKER_USER: &str = "DOCKER-USER";
@@ -63,20 +64,52 @@ fn is_forward(chain: &Chain) -> bool {
         && matches!(chain.family, Family::Inet | Family::Ipv4)
 }
 
-/// Removes our accepts wherever they are and, for `bridges`, puts them where they belong now. One transaction.
+/// Removes our accepts wherever they are and, for `bridges`, puts them where they belong now. One transaction; nothing is
+/// written when all is as it should be.
 pub(crate) fn set_accepts(nft: &mut Socket, instance: &str, bridges: &[&str]) -> Result<()> {
-    let mut commands = remove_accepts(nft, instance)?;
+    let found = accepts(nft, instance)?;
+    let mut wanted = Vec::new();
     for dropping in dropping(nft, instance)? {
         for bridge in bridges {
             for direction in [Meta::InputName, Meta::OutputName] {
-                commands.push(accept(&dropping, instance, bridge, direction));
+                wanted.push(accept(&dropping, instance, bridge, direction));
             }
         }
     }
+    if counts(&found) == counts(&wanted) {
+        return Ok(());
+    }
+    let commands: Vec<Command> = found.into_iter().chain(wanted).collect();
     nft.commit(&commands)
 }
 
-fn remove_accepts(nft: &mut Socket, instance: &str) -> Result<Vec<Command>> {
+/// Commands by place. Ours are alike but for the bridge, and bridges come and go with a write of their own.
+fn counts(commands: &[Command]) -> BTreeMap<(Family, &str, &str), usize> {
+    let mut counts = BTreeMap::new();
+    for command in commands {
+        if let Command::AddRule {
+            family,
+            table,
+            chain,
+            ..
+        }
+        | Command::DeleteRule {
+            family,
+            table,
+            chain,
+            ..
+        } = command
+        {
+            *counts
+                .entry((*family, table.as_str(), chain.as_str()))
+                .or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// Deletions of every rule with our comment.
+fn accepts(nft: &mut Socket, instance: &str) -> Result<Vec<Command>> {
     let mut commands = Vec::new();
     for chain in nft.chains()? {
         if !is_forward(&chain) && chain.name != DOCKER_USER {

@@ -431,26 +431,14 @@ impl Networks {
 
     /// Gives back addresses, port reservations and NAT entries of a container. Unknown is fine.
     pub fn release(&self, container: &str) -> Result<()> {
-        let mut state = self.state();
-        state.ports.release(container);
-        for endpoint in state.endpoints.remove(container).unwrap_or_default() {
-            if let Some(network) = state.networks.get_mut(&endpoint.network_id)
-                && let Some(pool) = &mut network.pool
-            {
-                pool.release(container);
-            }
+        let published = self.state().release(&self.0.settings, container)?;
+        if let Some(udp) = published.iter().find(|f| f.binding.udp)
+            && let Err(error) = gantry_linux::conntrack::forget_udp_to(udp.target)
+        {
+            // Not under the lock: the kernel walks its whole table.
+            tracing::debug!(%error, address = %udp.target, "UDP flows to a container that is gone are left to their time limit");
         }
-        let Some(published) = state.published.remove(container) else {
-            return Ok(());
-        };
-        let commands = rules::remove_ports(&self.0.settings.instance, &published);
-        match state.nft.commit(&commands) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%error, "published ports could not be removed from the table; writing it anew");
-                state.write_table(&self.0.settings)
-            }
-        }
+        Ok(())
     }
 
     /// Foreign base chains that drop forwarded traffic, as `table chain` sentences for `status` and `doctor`.
@@ -670,6 +658,25 @@ impl State {
             );
         }
         self.write_accepts(settings);
+    }
+
+    /// What was published is out of the table afterwards.
+    fn release(&mut self, settings: &Settings, container: &str) -> Result<Vec<Forwarding>> {
+        self.ports.release(container);
+        for endpoint in self.endpoints.remove(container).unwrap_or_default() {
+            if let Some(network) = self.networks.get_mut(&endpoint.network_id)
+                && let Some(pool) = &mut network.pool
+            {
+                pool.release(container);
+            }
+        }
+        let published = self.published.remove(container).unwrap_or_default();
+        let commands = rules::remove_ports(&settings.instance, &published);
+        if let Err(error) = self.nft.commit(&commands) {
+            tracing::warn!(%error, "published ports could not be removed from the table; writing it anew");
+            self.write_table(settings)?;
+        }
+        Ok(published)
     }
 
     /// A name for the host's side of a pair that no other endpoint has.

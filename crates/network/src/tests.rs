@@ -539,7 +539,7 @@ fn containers_do_not_reach_the_hosts_loopback() {
             output("ip", &format!("route add 127.0.0.0/8 via {gateway}"));
             gantry_linux::net::set_sysctl("ipv4/conf/all/route_localnet", "1").unwrap();
         });
-        let mut attack = |patience| {
+        let attack = |patience| {
             evil.world.run(move || {
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                 socket.send_to(b"x", address).unwrap();
@@ -727,6 +727,28 @@ fn two_instances_side_by_side_and_purge_takes_one() {
 
 fn forwarding() -> String {
     gantry_linux::net::sysctl("ipv4/ip_forward").unwrap()
+}
+
+#[test]
+fn udp_clients_are_not_led_to_a_container_that_gave_its_port_back() {
+    in_world(|| {
+        let lan = lan();
+        let node = Node::new("gantry", Firewall::Friendly);
+        let a = node.container("a", "bridge", &[port(true, Some("198.51.100.1"))]);
+        let host = at("198.51.100.1", a.port(0));
+        let client = lan.run(|| UdpSocket::bind("198.51.100.2:0").unwrap());
+        client.set_read_timeout(Some(ANSWER)).unwrap();
+        let answers = |patience| {
+            client.set_read_timeout(Some(patience)).unwrap();
+            client.send_to(b"?", host).unwrap();
+            client.recv_from(&mut [0; 64]).is_ok()
+        };
+        assert!(answers(ANSWER));
+        node.networks.release("a").unwrap();
+        drop(a.published);
+        // The old server still answers, but nobody is led to it.
+        assert!(!answers(SILENCE));
+    });
 }
 
 #[test]
