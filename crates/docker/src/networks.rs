@@ -1,10 +1,10 @@
 //! `/networks…`.
 
 use crate::call::Call;
-use crate::containers::mac_text;
+use crate::containers::{mac_text, some_if_any};
 use crate::error::unsupported;
 use crate::reply::Reply;
-use gantry_base::{Error, ErrorKind, Result};
+use gantry_base::{Error, Result};
 use gantry_docker_api::network::{
     ConfigFrom, Connect, CreateNetwork, Disconnect, Ipam, IpamPool, Member, Network,
 };
@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 
 const LIST_FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
 const PRUNE_FILTERS: &[&str] = &["label", "label!", "until"];
-const PREDEFINED: &[&str] = &["bridge", "host", "none"];
 
 fn document(record: &Record) -> Network {
     let pool = record.subnet.map(|subnet| IpamPool {
@@ -24,6 +23,10 @@ fn document(record: &Record) -> Network {
         gateway: record
             .gateway
             .map(|gateway| gateway.to_string())
+            .unwrap_or_default(),
+        ip_range: record
+            .range
+            .map(|range| range.to_string())
             .unwrap_or_default(),
         ..IpamPool::default()
     });
@@ -84,7 +87,7 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
         }
     }
     let wanted = |record: &Record| {
-        let builtin = PREDEFINED.contains(&record.name.as_str());
+        let builtin = record.is_predefined();
         filters.any("driver", |driver| driver == record.driver)
             && filters.any("scope", |scope| scope == "local")
             && filters.any("id", |id| record.id.starts_with(id))
@@ -115,34 +118,62 @@ pub(crate) async fn inspect(call: Call) -> Result<Reply> {
     Ok(Reply::json(&network))
 }
 
-const LATER: &str = "user-defined networks are not part of this build yet; use bridge, host, none or container:<name>";
-
 pub(crate) async fn create(mut call: Call) -> Result<Reply> {
     let request: CreateNetwork = call.json().await?;
-    if PREDEFINED.contains(&request.name.as_str()) {
-        return Err(Error::new(
-            ErrorKind::Forbidden,
-            format!(
-                "operation is not permitted on predefined {} network ",
-                request.name
-            ),
+    let network = call.engine.network_create(wanted(request)?).await?;
+    Ok(Reply::created(&json!({"Id": network.id, "Warning": ""})))
+}
+
+/// What the request means; what cannot be had is refused rather than left out.
+fn wanted(request: CreateNetwork) -> Result<gantry_network::CreateNetwork> {
+    if request.enable_ipv6 {
+        return Err(unsupported(
+            "networks with IPv6 are not part of this build yet",
         ));
     }
-    Err(unsupported(LATER))
+    if request.ingress {
+        return Err(unsupported(
+            "ingress networks are not part of this build yet",
+        ));
+    }
+    if !matches!(request.ipam.driver.as_str(), "" | "default") {
+        return Err(Error::not_found(format!(
+            "could not find plugin {} in v1 plugin registry: plugin not found",
+            request.ipam.driver
+        )));
+    }
+    if request.ipam.config.len() > 1 {
+        return Err(Error::invalid(
+            "bridge driver doesn't support multiple subnets",
+        ));
+    }
+    let pool = request.ipam.config.into_iter().next().unwrap_or_default();
+    Ok(gantry_network::CreateNetwork {
+        name: request.name,
+        driver: request.driver,
+        subnet: parse("subnet", &pool.subnet, "invalid CIDR block notation")?,
+        range: parse("ip-range", &pool.ip_range, "invalid CIDR block notation")?,
+        gateway: parse("gateway address", &pool.gateway, "invalid address")?,
+        internal: request.internal,
+        labels: request.labels,
+        options: request.options,
+    })
+}
+
+fn parse<T: std::str::FromStr>(what: &str, text: &str, why: &str) -> Result<Option<T>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        Error::invalid(format!(
+            "invalid network config:\ninvalid {what} {text}: {why}"
+        ))
+    })
 }
 
 pub(crate) async fn remove(call: Call) -> Result<Reply> {
-    let record = call.engine.networks().get(&call.name)?;
-    if PREDEFINED.contains(&record.name.as_str()) {
-        return Err(Error::new(
-            ErrorKind::Forbidden,
-            format!(
-                "{} is a pre-defined network and cannot be removed",
-                record.name
-            ),
-        ));
-    }
-    Err(unsupported(LATER))
+    call.engine.network_remove(&call.name).await?;
+    Ok(Reply::no_content())
 }
 
 pub(crate) async fn connect(mut call: Call) -> Result<Reply> {
@@ -163,8 +194,10 @@ pub(crate) async fn disconnect(mut call: Call) -> Result<Reply> {
     ))
 }
 
-/// Only user-defined networks are pruned, and there are none.
 pub(crate) async fn prune(call: Call) -> Result<Reply> {
-    call.filters(PRUNE_FILTERS)?;
-    Ok(Reply::json(&json!({"NetworksDeleted": null})))
+    let filters = call.filters(PRUNE_FILTERS)?;
+    let deleted = call.engine.network_prune(&filters).await?;
+    Ok(Reply::json(
+        &json!({"NetworksDeleted": some_if_any(deleted)}),
+    ))
 }

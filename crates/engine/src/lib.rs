@@ -26,6 +26,7 @@ pub(crate) mod fail;
 mod files;
 pub mod instructions;
 pub mod logs;
+mod networks;
 pub mod prune;
 pub mod stats;
 pub mod supervisor;

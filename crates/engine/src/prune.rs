@@ -77,8 +77,8 @@ impl Engine {
     }
 }
 
-/// The filter `until` as a time: older containers go.
-fn until(filters: &Filters) -> Result<Option<i64>> {
+/// The filter `until` as a time: what is older goes.
+pub(crate) fn until(filters: &Filters) -> Result<Option<i64>> {
     match filters.values("until") {
         [] => Ok(None),
         [one] => gantry_docker_api::query::time(one, now_ns()).map(Some),

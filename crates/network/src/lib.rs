@@ -89,6 +89,13 @@ pub struct Record {
     pub options: BTreeMap<String, String>,
 }
 
+impl Record {
+    /// `bridge`, `host` and `none`: they are always there.
+    pub fn is_predefined(&self) -> bool {
+        is_predefined(&self.name)
+    }
+}
+
 /// What `docker network create` asks for.
 #[derive(Debug, Clone, Default)]
 pub struct CreateNetwork {
@@ -580,12 +587,18 @@ impl State {
                     "invalid subnet {subnet}: it has no room for a gateway and a container"
                 )));
             }
-            Some(subnet) if used.iter().any(|u| ipam::overlap(subnet.trunc(), *u)) => {
+            Some(subnet) if subnet != subnet.trunc() => {
+                return Err(Error::invalid(format!(
+                    "invalid network config:\ninvalid subnet {subnet}: it should be {}",
+                    subnet.trunc()
+                )));
+            }
+            Some(subnet) if used.iter().any(|u| ipam::overlap(subnet, *u)) => {
                 return Err(forbidden(
                     "Pool overlaps with other one on this address space".into(),
                 ));
             }
-            Some(subnet) => subnet.trunc(),
+            Some(subnet) => subnet,
             None => ipam::choose_subnet(settings.subnet_pool, &used).ok_or_else(|| {
                 forbidden("could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network".into())
             })?,
