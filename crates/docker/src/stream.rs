@@ -34,6 +34,9 @@ const INPUT: usize = 32 << 10;
 /// How often a connection whose client stopped sending is checked for being gone altogether.
 const HANGUP_CHECK: Duration = Duration::from_secs(5);
 
+/// How long a client may take to close a connection on which everything was said.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// The header of a frame.
 pub(crate) fn header(stream: Stream, length: usize) -> [u8; 8] {
     let number = match stream {
@@ -114,12 +117,13 @@ where
         };
         let pumping = async {
             let attached = attached.await;
-            pump(parts.io.into_inner(), parts.read_buf, attached, watcher).await
+            let socket = parts.io.into_inner();
+            pump(socket, parts.read_buf, attached, watcher, ended).await;
         };
-        ended(tokio::select! {
-            end = pumping => end,
-            () = stopped(stop) => Ended::Closed,
-        });
+        tokio::select! {
+            () = pumping => {}
+            () = stopped(stop) => {}
+        }
     });
     let mut response = Response::new(Body::Whole(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -183,21 +187,32 @@ async fn pump(
     early: Bytes,
     attached: Attached,
     watcher: Option<Watcher>,
-) -> Ended {
+    ended: impl FnOnce(Ended),
+) {
     let Attached {
         tty,
         mut output,
         input,
     } = attached;
-    let ended = {
+    let end = {
         let (mut reading, mut writing) = socket.split();
         tokio::select! {
             _ = send(&mut output, &mut writing, tty) => Ended::Closed,
-            ended = receive(&mut reading, early, input, watcher) => ended,
+            end = receive(&mut reading, early, input, watcher) => end,
         }
     };
+    drop(output);
+    ended(end);
+    linger(socket).await;
+}
+
+/// Closes so that the client reads everything that was written: a unix socket that is closed with unread input resets its peer, and
+/// keys typed while the program ended would cost the client its last output.
+async fn linger(mut socket: UnixStream) {
     let _ = socket.shutdown().await;
-    ended
+    let mut scrap = vec![0; 4 << 10];
+    let discard = async { while matches!(socket.read(&mut scrap).await, Ok(size) if size > 0) {} };
+    let _ = tokio::time::timeout(LINGER, discard).await;
 }
 
 async fn send(
@@ -313,7 +328,7 @@ mod tests {
     ) -> (
         UnixStream,
         mpsc::Sender<(Stream, Bytes)>,
-        tokio::task::JoinHandle<Ended>,
+        tokio::sync::oneshot::Receiver<Ended>,
     ) {
         let (client, server) = UnixStream::pair().unwrap();
         let (process, output) = mpsc::channel(4);
@@ -323,11 +338,10 @@ mod tests {
             input: None,
         };
         let watcher = tty.then(|| Watcher::new(keys::DEFAULT.to_vec()));
-        (
-            client,
-            process,
-            tokio::spawn(pump(server, Bytes::new(), attached, watcher)),
-        )
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        let report = |end| sender.send(end).unwrap();
+        tokio::spawn(pump(server, Bytes::new(), attached, watcher, report));
+        (client, process, ended)
     }
 
     #[tokio::test]
@@ -373,6 +387,21 @@ mod tests {
         client.write_all(b"ls\n\x10").await.unwrap();
         client.write_all(b"\x11").await.unwrap();
         assert_eq!(pumping.await.unwrap(), Ended::Detached);
+    }
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_any_more_does_not_cost_the_last_output() {
+        let (mut client, process, ended) = session(true);
+        process
+            .send((Stream::Stdout, Bytes::from_static(b"bye")))
+            .await
+            .unwrap();
+        drop(process);
+        assert_eq!(ended.await.unwrap(), Ended::Closed);
+        client.write_all(b"typed too late").await.unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"bye");
     }
 
     #[tokio::test]
