@@ -11,6 +11,7 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use serde::de::DeserializeOwned;
 use std::io;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// A JSON body carries at most this many bytes.
@@ -18,17 +19,48 @@ const JSON_LIMIT: usize = 4 << 20;
 /// Frames of a streamed body on their way to the thread that reads them.
 const FRAMES_AHEAD: usize = 8;
 
+/// How long an unwanted body is read to its end.
+const DISCARD: Duration = Duration::from_secs(10);
+
 pub(crate) struct Call {
     pub(crate) engine: Engine,
     pub(crate) version: ApiVersion,
     /// What stands in the path's variable part, decoded.
     pub(crate) name: String,
     pub(crate) parts: http::request::Parts,
-    /// Until somebody takes it.
-    pub(crate) body: Option<Incoming>,
+    pub(crate) body: Remaining,
     /// There when the client asked to change the protocol.
     pub(crate) upgrade: Option<OnUpgrade>,
     pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// The body until somebody takes it. What nobody took is read and thrown away, for a while: a client in the middle of a long upload reads
+/// the refusal only when the connection is not closed under its hands.
+pub(crate) struct Remaining(Option<Incoming>);
+
+impl Remaining {
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self(Some(body))
+    }
+    pub(crate) fn take(&mut self) -> Option<Incoming> {
+        self.0.take()
+    }
+    fn as_ref(&self) -> Option<&Incoming> {
+        self.0.as_ref()
+    }
+}
+
+impl Drop for Remaining {
+    fn drop(&mut self) {
+        if let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) {
+            tokio::spawn(discard(body));
+        }
+    }
+}
+
+async fn discard(mut body: Incoming) {
+    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(DISCARD, reading).await;
 }
 
 impl Call {
@@ -77,6 +109,7 @@ impl Call {
             return Ok(Bytes::new());
         };
         if body.size_hint().lower() > JSON_LIMIT as u64 {
+            self.body = Remaining::new(body);
             return Err(too_big());
         }
         let mut whole = BytesMut::new();
@@ -88,6 +121,7 @@ impl Call {
                 continue;
             };
             if whole.len() + only.as_ref().map_or(0, Bytes::len) + data.len() > JSON_LIMIT {
+                self.body = Remaining::new(body);
                 return Err(too_big());
             }
             // Nearly every body is one frame, which then needs no copy.
@@ -114,7 +148,7 @@ impl Call {
                         Err(e) => Err(io::Error::other(e)),
                     };
                     if frames.send(item).await.is_err() {
-                        return;
+                        return discard(body).await;
                     }
                 }
             });

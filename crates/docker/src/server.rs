@@ -1,6 +1,6 @@
 //! Connections: accept, serve, and end together with the daemon.
 
-use crate::call::Call;
+use crate::call::{Call, Remaining};
 use crate::reply::{Body, Reply, stopped};
 use crate::{error, routes};
 use gantry_base::{Result, ResultExt};
@@ -135,22 +135,23 @@ static COMMON: [(http::HeaderName, &str); 4] = [
 ];
 
 async fn respond(request: Request<Incoming>, engine: Engine, stop: watch::Receiver<bool>) -> Reply {
-    let (version, handler, name) = match version::negotiate(request.uri().path()) {
-        Ok((version, path)) => match routes::find(request.method(), path) {
+    let mut request = request;
+    let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let body = Remaining::new(body);
+    let (version, handler, name) = match version::negotiate(parts.uri.path()) {
+        Ok((version, path)) => match routes::find(&parts.method, path) {
             Some((handler, name)) => (version, handler, name),
             None => return error::reply(&gantry_base::Error::not_found("page not found")),
         },
         Err(e) => return error::reply(&e),
     };
-    let mut request = request;
-    let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
-    let (parts, body) = request.into_parts();
     let call = Call {
         engine,
         version,
         name,
         parts,
-        body: Some(body),
+        body,
         upgrade,
         stop,
     };
