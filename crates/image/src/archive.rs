@@ -193,7 +193,7 @@ impl From<TarError> for SinkError {
 impl ArchiveReader<'_> {
     fn read(&mut self, input: impl std::io::BufRead) -> Result<()> {
         let mut stream = TarStream::new(input, FILE_LIMIT);
-        while let Some(header) = stream.next().map_err(tar_error)? {
+        while let Some(header) = stream.next_entry().map_err(tar_error)? {
             let refused = || {
                 Error::invalid(format!(
                     "invalid path {:?} in the image archive",
@@ -736,7 +736,7 @@ fn select(manifests: &[Descriptor]) -> Vec<&Descriptor> {
     manifests
         .iter()
         .filter(|d| d.platform.as_ref().is_none_or(runs_here))
-        .filter(|d| d.annotations.get("vnd.docker.reference.type").is_none())
+        .filter(|d| !d.annotations.contains_key("vnd.docker.reference.type"))
         .collect()
 }
 

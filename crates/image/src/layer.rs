@@ -111,7 +111,7 @@ pub(crate) fn unpack<R: BufRead>(
     };
     dirfd::set_mode(root, b".", 0o755).context(|| "preparing the layer's folder".into())?;
     let mut stream = TarStream::new(input, ENTRY_LIMIT);
-    while let Some(header) = stream.next().map_err(tar_error)? {
+    while let Some(header) = stream.next_entry().map_err(tar_error)? {
         extractor.entry(&header, &mut stream)?;
     }
     extractor.finish()?;

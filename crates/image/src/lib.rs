@@ -120,6 +120,10 @@ pub struct Snapshot {
     pub work: PathBuf,
 }
 
+/// An image is not removed while one of these lives. See [`Store::hold`].
+#[must_use = "dropped, it holds nothing"]
+pub struct Hold(#[expect(dead_code, reason = "works by being dropped")] store::Hold);
+
 /// The node's images. Cheap to clone; all methods block (call them from a blocking thread when they read archives).
 #[derive(Clone)]
 pub struct Store(Arc<store::Inner>);
@@ -260,6 +264,14 @@ impl Store {
     /// Bytes of all unpacked layers, each counted once (`docker system df`).
     pub fn layers_size(&self) -> u64 {
         self.0.read().layers.values().map(|row| row.size).sum()
+    }
+
+    /// Keeps an image for a container that is being made, until the container itself can be seen by the `in_use` of
+    /// [`Store::remove`]. `NotFound` when it is gone or just being removed.
+    pub fn hold(&self, image: &Digest) -> Result<Hold> {
+        store::Hold::new(&self.0, image)
+            .map(Hold)
+            .ok_or_else(|| no_such_image(&image.to_string()))
     }
 
     /// Makes `dir/{upper,work}` for a container. Idempotent. Costs a few mkdirs, no mount.

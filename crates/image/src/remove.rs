@@ -5,7 +5,7 @@
 
 use crate::Removed;
 use crate::archive::chain_id;
-use crate::store::{Inner, LayerRow, State};
+use crate::store::{Inner, LayerRow, Leaving, State};
 use crate::{Image, no_such_image};
 use gantry_base::{Error, Result};
 use gantry_oci::reference::AnyReference;
@@ -135,7 +135,12 @@ pub(crate) fn remove(
         AnyReference::Name(reference) if !by_id => Some(reference.or_latest()),
         _ => None,
     };
-    let containers = in_use(&image.id);
+    // From here on nobody can begin to use it; who does already is known to `in_use` or holds it.
+    let _leaving = Leaving::new(store, vec![image.id.clone()]);
+    let mut containers = in_use(&image.id);
+    if store.read().is_held(&image.id) {
+        containers.push(("(new)".into(), false));
+    }
     let plan = plan(&Facts {
         image: &image,
         named: named.as_ref(),
@@ -173,7 +178,12 @@ fn orphaned_parents(
         let wanted = state
             .visible_images()
             .any(|other| other.parent.as_ref() == Some(&image.id) && !dead.contains(&other.id));
-        if known.row.hidden || wanted || !image.tags.is_empty() || in_use(&image.id) {
+        if known.row.hidden
+            || wanted
+            || !image.tags.is_empty()
+            || state.is_held(&image.id)
+            || in_use(&image.id)
+        {
             break;
         }
         dead.insert(image.id.clone());
@@ -235,6 +245,12 @@ pub(crate) fn prune(
     in_use: &dyn Fn(&Digest) -> bool,
 ) -> Result<(Vec<Removed>, u64)> {
     let _publish = store.lock_publish();
+    let candidates = store
+        .read()
+        .visible_images()
+        .map(|i| i.id.clone())
+        .collect();
+    let _leaving = Leaving::new(store, candidates);
     let mut gone: Vec<Arc<Image>> = Vec::new();
     let mut untag = Vec::new();
     {
@@ -250,6 +266,7 @@ pub(crate) fn prune(
                 if dead.contains(&image.id)
                     || has_children
                     || (!all && !image.tags.is_empty())
+                    || state.is_held(&image.id)
                     || in_use(&image.id)
                 {
                     continue;

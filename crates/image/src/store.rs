@@ -78,6 +78,10 @@ pub(crate) struct State {
     pub(crate) layers: HashMap<String, LayerRow>,
     /// Loads, imports, commits and saves under way. They may count on any layer they have seen: nothing is freed meanwhile.
     active: usize,
+    /// Images that a container is being made of, and how many ([`Hold`]).
+    held: HashMap<Digest, usize>,
+    /// Images that a removal is about to take: nobody may begin to use them.
+    leaving: HashSet<Digest>,
     /// Something was left for the last of them to free.
     garbage: bool,
 }
@@ -175,6 +179,63 @@ pub(crate) struct Activity<'a>(&'a Inner);
 impl Drop for Activity<'_> {
     fn drop(&mut self) {
         self.0.end_activity();
+    }
+}
+
+/// An image that is in use before there is a container to show for it.
+pub(crate) struct Hold {
+    store: Arc<Inner>,
+    image: Digest,
+}
+
+impl Hold {
+    /// `None` when the image is gone or going.
+    pub(crate) fn new(store: &Arc<Inner>, image: &Digest) -> Option<Self> {
+        let mut state = store.write();
+        if !state.visible(image) || state.leaving.contains(image) {
+            return None;
+        }
+        *state.held.entry(image.clone()).or_default() += 1;
+        Some(Self {
+            store: store.clone(),
+            image: image.clone(),
+        })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.store.write();
+        if let Some(count) = state.held.get_mut(&self.image) {
+            *count -= 1;
+            if *count == 0 {
+                state.held.remove(&self.image);
+            }
+        }
+    }
+}
+
+/// Images that nobody may begin to use any more. Taken before it is asked who uses them: whoever came first is counted,
+/// whoever comes later is refused.
+pub(crate) struct Leaving<'a> {
+    store: &'a Inner,
+    images: Vec<Digest>,
+}
+
+impl<'a> Leaving<'a> {
+    /// The caller holds the publish lock, so there is one at a time.
+    pub(crate) fn new(store: &'a Inner, images: Vec<Digest>) -> Self {
+        store.write().leaving.extend(images.iter().cloned());
+        Self { store, images }
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut state = self.store.write();
+        for image in &self.images {
+            state.leaving.remove(image);
+        }
     }
 }
 
@@ -478,11 +539,8 @@ impl Inner {
         }
 
         let mut next = State {
-            images: BTreeMap::new(),
-            tags: BTreeMap::new(),
             layers: self.read().layers.clone(),
-            active: 0,
-            garbage: false,
+            ..State::default()
         };
         next.layers.extend(rows.clone());
         let mut moved: Vec<(Reference, Digest)> = Vec::new();
@@ -748,6 +806,11 @@ impl State {
                 tags.insert(at, tag);
             }
         }
+    }
+
+    /// A container is being made of it.
+    pub(crate) fn is_held(&self, id: &Digest) -> bool {
+        self.held.contains_key(id)
     }
 
     pub(crate) fn children(&self, id: &Digest) -> usize {

@@ -109,7 +109,7 @@ impl<R: BufRead> TarStream<R> {
     }
 
     /// The next entry, or `None` at the end of the archive. What was left of the present one is skipped.
-    pub fn next(&mut self) -> Result<Option<Header>, TarError> {
+    pub fn next_entry(&mut self) -> Result<Option<Header>, TarError> {
         self.skip_body()?;
         let mut extended = Extended::default();
         let mut long_path = None;
@@ -663,7 +663,7 @@ mod tests {
     fn read_all(bytes: &[u8]) -> Result<Vec<(Header, Vec<u8>)>, TarError> {
         let mut stream = TarStream::new(bytes, 1000);
         let mut entries = Vec::new();
-        while let Some(header) = stream.next()? {
+        while let Some(header) = stream.next_entry()? {
             let mut body = Vec::new();
             stream.body(|piece| {
                 body.extend_from_slice(piece);

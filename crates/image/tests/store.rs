@@ -757,3 +757,32 @@ fn two_loads_at_once_and_a_removal_between() {
     world.store.remove("x:1", true, &unused).unwrap();
     assert_eq!(world.files(), [""; 0]);
 }
+
+#[test]
+fn an_image_that_is_held_stays() {
+    let world = World::new();
+    world
+        .load(&docker_archive(&[layer("a")], &["x:1"]))
+        .unwrap();
+    let image = world.image("x:1");
+    let hold = world.store.hold(&image.id).unwrap();
+    let error = world.store.remove("x:1", false, &unused).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(world.store.prune(true, &|_| false).unwrap().0.is_empty());
+    // By force it goes, and its layers with the container.
+    world.store.remove("x:1", true, &unused).unwrap();
+    assert_eq!(in_container(&world, &image, "cat d/a"), "a");
+    assert!(world.store.hold(&image.id).is_err());
+    drop(hold);
+    world.store.collect(&|_| false).unwrap();
+    assert_eq!(world.files(), [""; 0]);
+    // Whoever asks during a removal is refused or counted.
+    world
+        .load(&docker_archive(&[layer("a")], &["x:1"]))
+        .unwrap();
+    let asked = |id: &Digest| {
+        assert!(world.store.hold(id).is_err());
+        Vec::new()
+    };
+    world.store.remove("x:1", false, &asked).unwrap();
+}

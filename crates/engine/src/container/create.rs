@@ -31,6 +31,8 @@ impl Engine {
             return Err(Error::invalid("no image specified"));
         }
         let image = self.0.images.get(&request.config.image)?;
+        // Until the container is in the table, where a removal of the image sees it.
+        let _hold = self.0.images.hold(&image.id)?;
         warnings.extend(platform(request.platform.as_deref(), &image.config)?);
         validate::merge(&mut request.config, &image.config.config)?;
         let CreateContainer {

@@ -112,13 +112,29 @@ impl Engine {
         self.say(&record, "destroy", &[]);
         Moment::note_removed(slot.moment());
         let (dir, run_dir) = (self.container_dir(&record.id), self.run_dir(&record.id));
+        let engine = self.clone();
         tokio::spawn(async move {
             if let Some(handle) = handle {
                 handle.gone().await;
             }
             delete(vec![dir, run_dir]).await;
+            engine.free_removed_images().await;
         });
         Ok(())
+    }
+}
+
+impl Engine {
+    /// An image that was removed by force while this container used it goes with the last such container.
+    async fn free_removed_images(&self) {
+        let engine = self.clone();
+        let freed = tokio::task::spawn_blocking(move || {
+            let in_use = |image: &_| engine.list().iter().any(|record| record.image == *image);
+            engine.0.images.collect(&in_use)
+        });
+        if let Ok(Err(error)) = freed.await {
+            tracing::warn!(error = %error.chain(), "freeing a removed image");
+        }
     }
 }
 

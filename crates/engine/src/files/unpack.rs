@@ -52,7 +52,7 @@ pub(crate) fn unpack(
         parent: None,
         folders: Vec::new(),
     };
-    while let Some(header) = archive.next().map_err(malformed)? {
+    while let Some(header) = archive.next_entry().map_err(malformed)? {
         state.entry(&header, &mut archive)?;
     }
     state.finish()
