@@ -551,12 +551,7 @@ mod tests {
     }
 
     fn new_network_namespace() {
-        // SAFETY: affects only the calling thread's network namespace, and the thread ends with the test.
-        assert_eq!(
-            unsafe { libc::unshare(libc::CLONE_NEWNET) },
-            0,
-            "needs root"
-        );
+        crate::namespace::unshare(libc::CLONE_NEWNET as u64).expect("root");
     }
 
     #[test]
