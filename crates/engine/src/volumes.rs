@@ -15,7 +15,7 @@ use crate::files::tree;
 use crate::{Engine, Filters};
 use gantry_base::db::Batch;
 use gantry_base::{Error, ErrorKind, Result, ResultExt};
-use gantry_linux::mount::open_in_root;
+use gantry_linux::mount::{open_in_root, open_in_root_no_links};
 use gantry_linux::view::{Overlay, detached_overlay};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -623,6 +623,9 @@ fn populate(volume: &Path, lowers: Vec<PathBuf>, destination: &Path) -> io::Resu
     if lowers.is_empty() || !tree::is_empty(&volume)? {
         return Ok(());
     }
+    if !lowers.iter().any(|lower| may_have(lower, destination)) {
+        return Ok(());
+    }
     let root = detached_overlay(&Overlay {
         lowers,
         upper: None,
@@ -641,6 +644,22 @@ fn populate(volume: &Path, lowers: Vec<PathBuf>, destination: &Path) -> io::Resu
     tree::copy_entries(source.as_fd(), volume.as_fd())?;
     let stat = rustix::fs::fstat(&source)?;
     tree::Ownership::of(&stat).apply(&volume, &tree::xattrs(&source)?)
+}
+
+/// Whether a layer can have a part in what the image shows at `path`. Without a link on the way it must have all of the path itself;
+/// most images have nothing there, and need no mount to find that out.
+fn may_have(lower: &Path, path: &Path) -> bool {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(lower, flags, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|lower| open_in_root_no_links(&lower, path, OFlags::PATH | OFlags::NOFOLLOW));
+    match handle {
+        Ok(_) => true,
+        Err(e) => !matches!(
+            e.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        ),
+    }
 }
 
 #[cfg(test)]

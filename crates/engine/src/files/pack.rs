@@ -15,6 +15,9 @@ const USTAR_NAME: usize = 100;
 /// Files with several names that are remembered, to write the later ones as links.
 const LINK_LIMIT: usize = 1 << 20;
 
+/// Bytes of a file read at once.
+const COPY: usize = 128 << 10;
+
 /// Decides by path inside the tree what stays out.
 pub(crate) type Skip<'a> = &'a dyn Fn(&[u8], &Stat) -> bool;
 
@@ -25,6 +28,7 @@ pub(crate) struct Packer<'a, W: Write> {
     /// The tree is an overlay's upper folder: its marks become `.wh.` files.
     layer: bool,
     skip: Skip<'a>,
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> Packer<'static, W> {
@@ -45,6 +49,7 @@ impl<'a, W: Write> Packer<'a, W> {
             links: HashMap::new(),
             layer,
             skip,
+            buffer: Vec::new(),
         }
     }
 
@@ -76,6 +81,10 @@ impl<'a, W: Write> Packer<'a, W> {
         )?;
         if self.layer && tree::is_opaque(dir) {
             self.mark(&[&inside[..], b".wh..wh..opq"].concat())?;
+        }
+        // What a running container has mounted of the kernel's is no file of the container's.
+        if depth > 0 && tree::is_kernels_own(dir) || name == b"/dev" && !self.layer {
+            return Ok(());
         }
         self.entries_at(dir, &inside, depth)
     }
@@ -171,9 +180,22 @@ impl<'a, W: Write> Packer<'a, W> {
         self.header(&stat, EntryType::Regular, path, b"", size, attributes)?;
         // The header promised a length: a file that grows is cut there, one that shrinks is filled with zeros.
         let out = self.tar.get_mut();
-        let copied = io::copy(&mut (&mut file).take(size), out)?;
+        let mut left = size;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(COPY);
+            self.buffer.resize(wanted, 0);
+            match file.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(read) => {
+                    out.write_all(&self.buffer[..read])?;
+                    left -= read as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
         let padding = (512 - size % 512) % 512;
-        io::copy(&mut io::repeat(0).take(size - copied + padding), out)?;
+        io::copy(&mut io::repeat(0).take(left + padding), out)?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use gantry_linux::dirfd::open_entry;
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -128,16 +129,23 @@ pub(crate) fn proc_path(fd: impl AsFd) -> String {
 }
 
 /// The attributes that belong to a file's content, not to the place where it lies: capabilities, user's own, access lists.
+/// `fd` must be open for reading, not only `O_PATH`.
 pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let path = proc_path(&fd);
-    let mut list = vec![0u8; XATTR_LIMIT];
-    let length = match rustix::fs::listxattr(&path, &mut list[..]) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NODATA) => return Ok(Vec::new()),
+    // Nearly every file has none or few; the kernel's whole size only for the rest.
+    let mut few = [0u8; 512];
+    let mut all = Vec::new();
+    let list = match rustix::fs::flistxattr(&fd, &mut few[..]) {
+        Ok(length) => &few[..length],
+        Err(Errno::RANGE) => {
+            all.resize(XATTR_LIMIT, 0);
+            let length = rustix::fs::flistxattr(&fd, &mut all[..])?;
+            &all[..length]
+        }
+        Err(Errno::NOTSUP | Errno::NODATA) => return Ok(Vec::new()),
         Err(e) => return Err(e.into()),
     };
     let mut found = Vec::new();
-    for name in list[..length].split(|b| *b == 0) {
+    for name in list.split(|b| *b == 0) {
         let Ok(name) = std::str::from_utf8(name) else {
             continue;
         };
@@ -149,13 +157,13 @@ pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
             continue;
         }
         let mut value = vec![0u8; XATTR_LIMIT];
-        match rustix::fs::getxattr(&path, name, &mut value[..]) {
+        match rustix::fs::fgetxattr(&fd, name, &mut value[..]) {
             Ok(length) => {
                 value.truncate(length);
                 found.push((name.to_owned(), value));
             }
             // Removed meanwhile.
-            Err(rustix::io::Errno::NODATA) => {}
+            Err(Errno::NODATA) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -163,11 +171,28 @@ pub(crate) fn xattrs(fd: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
+/// File systems that are the kernel's word and no files: `proc`, `sysfs`, cgroups, terminals, message queues, tracing, BPF.
+pub(crate) fn is_kernels_own(dir: impl AsFd) -> bool {
+    const KINDS: [u32; 10] = [
+        0x9fa0,
+        0x6265_6572,
+        0x0027_e0eb,
+        0x6367_7270,
+        0x1cd1,
+        0x1980_0202,
+        0x6462_6720,
+        0x7472_6163,
+        0xcafe_4a11,
+        0x7363_6673,
+    ];
+    rustix::fs::fstatfs(dir).is_ok_and(|fs| KINDS.contains(&(fs.f_type as u32)))
+}
+
 /// Sets an attribute on whatever `fd` is (also one opened with `O_PATH`). File systems without attributes are fine for `user.*` only.
 pub(crate) fn set_xattr(fd: impl AsFd, name: &str, value: &[u8]) -> io::Result<()> {
     let path = CString::new(proc_path(fd))?;
     match rustix::fs::setxattr(&*path, name, value, XattrFlags::empty()) {
-        Err(rustix::io::Errno::NOTSUP) if !name.starts_with("security.") => Ok(()),
+        Err(Errno::NOTSUP) if !name.starts_with("security.") => Ok(()),
         result => Ok(result?),
     }
 }
@@ -301,10 +326,9 @@ fn copy_entry(
             )
         }
     };
-    let attributes = if kind(stat) == FileType::Symlink {
-        Vec::new()
-    } else {
-        xattrs(&source)?
+    let attributes = match kind(stat) {
+        FileType::Directory | FileType::RegularFile => xattrs(&source)?,
+        _ => Vec::new(),
     };
     Ownership::of(stat).apply(made, &attributes)
 }
