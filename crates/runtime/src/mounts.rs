@@ -471,6 +471,11 @@ fn bind_from(
         mount::set_attributes(&tree, true, &all)?;
     }
     let target = ensure(context.root, Path::new(&wanted.destination), kind)?;
+    let below = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
+    if (below == FileType::Directory) != directory {
+        // move_mount(2) calls this an invalid argument; people know it by mount(2)'s word.
+        return Err(rustix::io::Errno::NOTDIR.into());
+    }
     mount::attach(&tree, &target)?;
     propagate(&tree, parsed)
 }

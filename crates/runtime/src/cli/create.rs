@@ -73,6 +73,7 @@ impl Bundle {
 pub(super) fn create(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
     let flags = Flags::parse(arguments, &FLAGS)?;
     flags.expect("create", 1, false)?;
+    store::check_id(&flags.positional[0])?;
     protect::ensure()?;
     let bundle = Bundle::read(flags.value("bundle"))?;
     let made = make(globals, &flags, &bundle, true)?;
@@ -299,6 +300,7 @@ pub(super) fn run_poststop(container: &Container, spec: &Spec) {
 pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
     let flags = Flags::parse(arguments, &FLAGS)?;
     flags.expect("run", 1, false)?;
+    store::check_id(&flags.positional[0])?;
     protect::ensure()?;
     let bundle = Bundle::read(flags.value("bundle"))?;
     let detach = flags.is_set("detach");
