@@ -312,12 +312,33 @@ impl Handle {
         .await
     }
 
-    /// Opens one more connection to the container's output from now on, and to its input if wanted.
+    /// Opens one more connection to the container's output from [`Stream::since_ns`] on, and to its input if wanted.
     pub async fn attach(&self, streams: Streams) -> Result<Stream> {
         let mut stream = self.connect().await?;
         let frame = proto::json_frame(kind::REQUEST, &Request::Attach(streams));
         stream.write_all(&frame).await.map_err(not_running)?;
-        Ok(Stream::new(stream, BytesMut::new()))
+        let mut frames = Frames::new(BytesMut::new());
+        let since_ns = match frames.next(&mut stream).await.map_err(not_running)? {
+            Some((kind::EVENT, payload)) => match parse_event(&payload)? {
+                Event::Attached { since_ns } => since_ns,
+                Event::Refused { message } => return Err(Error::conflict(message)),
+                _ => {
+                    return Err(Error::internal(
+                        "the supervisor answered an attach with nonsense",
+                    ));
+                }
+            },
+            Some(_) => {
+                return Err(Error::internal(
+                    "the supervisor sent output before an answer",
+                ));
+            }
+            None => return Err(not_running(io::ErrorKind::UnexpectedEof.into())),
+        };
+        Ok(Stream {
+            since_ns,
+            ..Stream::new(stream, frames.buffer)
+        })
     }
 
     /// Runs one more process in the container. The inner error is about that process, the outer one about reaching the supervisor.
@@ -353,7 +374,7 @@ impl Handle {
         };
         match outcome {
             Event::Started { pid, start_ticks } => {
-                let Stream { output, input } = Stream::new(stream, frames.buffer);
+                let Stream { output, input, .. } = Stream::new(stream, frames.buffer);
                 Ok(Ok(ExecSession {
                     started: Started { pid, start_ticks },
                     output,
@@ -362,9 +383,9 @@ impl Handle {
             }
             Event::Failed { code, message } => Ok(Err(StartError { code, message })),
             Event::Refused { message } => Err(Error::conflict(message)),
-            Event::State { .. } | Event::Exited(_) => Err(Error::internal(
-                "the supervisor answered an exec with nonsense",
-            )),
+            Event::State { .. } | Event::Exited(_) | Event::Attached { .. } => Err(
+                Error::internal("the supervisor answered an exec with nonsense"),
+            ),
         }
     }
 
@@ -432,6 +453,7 @@ fn note(seen: &watch::Sender<Seen>, event: Event) {
         }
         Event::Exited(exit) => seen.send_modify(|seen| seen.exit = Some(exit)),
         Event::State { exit, .. } => seen.send_modify(|seen| seen.exit = exit.or(seen.exit.take())),
+        Event::Attached { .. } => {}
         Event::Refused { message } => tracing::warn!(message, "a supervisor refused a request"),
     }
 }
@@ -439,6 +461,8 @@ fn note(seen: &watch::Sender<Seen>, event: Event) {
 /// A connection to a container's output and input.
 #[derive(Debug)]
 pub struct Stream {
+    /// Everything that the process says after this moment comes here; what it said before is in the log. 0 when attached before the start.
+    pub since_ns: i64,
     pub output: Output,
     pub input: Input,
 }
@@ -447,6 +471,7 @@ impl Stream {
     fn new(stream: UnixStream, buffer: BytesMut) -> Self {
         let (reader, writer) = stream.into_split();
         Self {
+            since_ns: 0,
             output: Output {
                 reader,
                 frames: Frames::new(buffer),
@@ -487,7 +512,10 @@ impl Output {
                 Some((kind::EVENT, payload)) => match parse_event(&payload)? {
                     Event::Exited(exit) => Out::Exited(exit),
                     Event::Refused { message } => return Err(Error::conflict(message)),
-                    Event::State { .. } | Event::Started { .. } | Event::Failed { .. } => continue,
+                    Event::State { .. }
+                    | Event::Started { .. }
+                    | Event::Failed { .. }
+                    | Event::Attached { .. } => continue,
                 },
                 // A newer supervisor may say more than we understand.
                 Some(_) => continue,

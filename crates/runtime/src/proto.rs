@@ -243,6 +243,11 @@ pub enum Event {
         message: String,
     },
     Exited(Exit),
+    /// First frame after [`Request::Attach`]: what comes later is newer than this, what the log has from before is not repeated.
+    /// Nanoseconds since the Unix epoch.
+    Attached {
+        since_ns: i64,
+    },
     Refused {
         message: String,
     },

@@ -142,6 +142,17 @@ fn look_up(wanted: &Wanted, passwd: &str, group: &str) -> Result<User, Failure> 
             groups.push(additional);
         }
     }
+    for name in &wanted.additional_groups {
+        let found = group_entries(group).find(|(known, _, _)| known == name);
+        let Some((_, id, _)) = found else {
+            return Err(plain(format!(
+                "unable to find group {name}: no matching entries in group file"
+            )));
+        };
+        if !groups.contains(&id) {
+            groups.push(id);
+        }
+    }
     Ok(User {
         uid,
         gid,

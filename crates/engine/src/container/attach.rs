@@ -110,17 +110,6 @@ impl Engine {
             stdout: what.stdout,
             stderr: what.stderr,
         };
-        let mut past = match what.logs {
-            true => {
-                let options = LogOptions {
-                    stdout: what.stdout,
-                    stderr: what.stderr,
-                    ..LogOptions::default()
-                };
-                Some(self.logs(&record.id, options).await?)
-            }
-            false => None,
-        };
         let connection = match (what.stream, &record.state) {
             (false, _) => None,
             (true, State::Running(_)) => {
@@ -143,6 +132,22 @@ impl Engine {
             }
         };
         drop(guard);
+        // Attached first, then read up to that moment: nothing is lost between the log and the stream, nothing comes twice.
+        let mut past = match what.logs {
+            true => {
+                let options = LogOptions {
+                    stdout: what.stdout,
+                    stderr: what.stderr,
+                    until_ns: connection
+                        .as_ref()
+                        .map(|c| c.since_ns)
+                        .filter(|since| *since > 0),
+                    ..LogOptions::default()
+                };
+                Some(self.logs(&record.id, options).await?)
+            }
+            false => None,
+        };
         self.say(&record, "attach", &[]);
         let tty = record.config.tty;
         let (sender, output) = mpsc::channel(OUTPUT_QUEUE);

@@ -714,6 +714,8 @@ impl Supervisor {
         ) {
             connection.role = Role::Stream { session, streams };
             process.clients.push(key);
+            let since_ns = time::nanoseconds(SystemTime::now());
+            connection.send_event(&Event::Attached { since_ns });
         }
         Ok(())
     }
