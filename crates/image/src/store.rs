@@ -264,7 +264,7 @@ impl Inner {
             next_temporary: AtomicU64::new(1),
         };
         inner.fill(layers)?;
-        inner.sweep();
+        inner.sweep()?;
         Ok(inner)
     }
 
@@ -321,22 +321,33 @@ impl Inner {
         Ok(())
     }
 
-    /// Frees files that no row names: what a crash left. Damaged images keep theirs until they are loaded again.
-    fn sweep(&self) {
-        let rows: HashSet<Digest> = match self.db.scan::<ImageRow>("images") {
-            Ok(rows) => rows
-                .into_iter()
-                .flat_map(|(id, row)| id.parse().ok().into_iter().chain(row.manifest))
-                .collect(),
-            Err(_) => return,
-        };
+    /// Frees layers that no image's row names and files that no row names: what a crash left. Damaged images keep theirs
+    /// until they are loaded again.
+    fn sweep(&self) -> Result<()> {
+        let rows = self.db.scan::<ImageRow>("images")?;
+        let used: HashSet<&String> = rows.iter().flat_map(|(_, row)| &row.layers).collect();
+        let mut state = self.write();
+        let mut batch = Batch::new();
+        state.layers.retain(|key, _| {
+            let keep = used.contains(key);
+            if !keep {
+                batch = std::mem::take(&mut batch).delete("layers", key);
+            }
+            keep
+        });
+        drop(state);
+        self.db.commit_blocking(batch)?;
+        let small: Vec<Digest> = rows
+            .iter()
+            .flat_map(|(id, row)| id.parse().ok().into_iter().chain(row.manifest.clone()))
+            .collect();
         let state = self.read();
         let numbers: HashSet<String> = state
             .layers
             .values()
             .map(|row| row.number.to_string())
             .collect();
-        let blobs: HashSet<String> = rows
+        let blobs: HashSet<String> = small
             .iter()
             .chain(state.layers.values().map(|row| &row.blob))
             .map(Digest::hex)
@@ -361,6 +372,7 @@ impl Inner {
                 remove_any(&entry.path());
             }
         }
+        Ok(())
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {

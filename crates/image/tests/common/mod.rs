@@ -58,7 +58,7 @@ impl World {
 }
 
 /// The database's thread of a closed store may need a moment to let go of the file.
-fn open(dir: &Path) -> Store {
+pub fn open(dir: &Path) -> Store {
     let path = dir.join("node.redb");
     let db = loop {
         match Db::open(&path) {
