@@ -64,7 +64,6 @@ pub struct ContainerConfig {
     pub network_disabled: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac_address: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub on_build: Option<Vec<String>>,
     #[serde(deserialize_with = "null_default")]
     pub labels: BTreeMap<String, String>,
@@ -532,6 +531,8 @@ fn normalise(
             options.subpath.clear();
         }
     }
+    // Clients send an empty map where they mean nothing, and Docker shows nothing then.
+    config.volumes.take_if(|volumes| volumes.is_empty());
     // Since 1.44 a MAC address belongs to the endpoint; the container-wide one means the main network's.
     let wide = config.mac_address.take().filter(|mac| !mac.is_empty());
     if let Some(mac) = wide {

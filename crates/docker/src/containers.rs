@@ -113,9 +113,17 @@ pub(crate) async fn restart(call: Call) -> Result<Reply> {
 }
 
 pub(crate) async fn kill(call: Call) -> Result<Reply> {
-    call.engine
+    let killed = call
+        .engine
         .kill(&call.name, call.query().get("signal"))
-        .await?;
+        .await;
+    let name = &call.name;
+    killed.map_err(|e| {
+        Error::new(
+            e.kind(),
+            format!("cannot kill container: {name}: {}", e.chain()),
+        )
+    })?;
     Ok(Reply::no_content())
 }
 
