@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ pub fn main() -> ExitCode {
 fn run() -> io::Result<()> {
     // The wildcard of IPv6 also takes IPv4 connections; without IPv6 the IPv4 one it is.
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80))
-        .or_else(|_| TcpListener::bind("0.0.0.0:80"))?;
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))?;
     let began = Instant::now();
     let mut served: u64 = 0;
     for stream in listener.incoming() {

@@ -191,7 +191,7 @@ fn session() -> Result<(), Failure> {
     match rustix::process::setsid() {
         // Already the leader of a group, as the child of a supervisor that made it so.
         Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),
-        Err(e) => Err(e).map_err(io::Error::from).failed("setsid"),
+        Err(e) => Err(io::Error::from(e)).failed("setsid"),
     }
 }
 
