@@ -165,6 +165,11 @@ fn set_up(mut plan: Plan<'_>, socket: &OwnedFd) -> Result<std::convert::Infallib
     set_names(&plan)?;
     write_sysctls(plan.linux)?;
     let (root, terminal) = build_root(&mut plan, socket)?;
+    let gate = open_gate(&plan, socket)?;
+    let listener = connect_listener(&plan)?;
+    enter_root(&plan, &root)?;
+    drop(root);
+    // Late, so that dropping the old tree goes on while the caller makes the links.
     if plan.new_network {
         if plan.launch.links.is_empty() {
             namespace::loopback_up().failed("setting the loopback interface up")?;
@@ -173,10 +178,6 @@ fn set_up(mut plan: Plan<'_>, socket: &OwnedFd) -> Result<std::convert::Infallib
             configure_links(&plan)?;
         }
     }
-    let gate = open_gate(&plan, socket)?;
-    let listener = connect_listener(&plan)?;
-    enter_root(&plan, &root)?;
-    drop(root);
     process::finish(Finish {
         process: plan.process,
         stdio: &plan.launch.stdio,

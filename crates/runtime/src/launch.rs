@@ -79,6 +79,10 @@ pub struct Launched {
     /// Master of the terminal, from the container's own devpts.
     pub console: Option<OwnedFd>,
     pub cgroup: Cgroup,
+    /// Holds the container's mounts. Whoever ends last in a mount namespace waits for an RCU grace period (milliseconds on a busy
+    /// machine) while its mounts go; as long as this is open that is not the init, whose exit is so heard of at once. Closed
+    /// when the exit was reported, it is the holder that waits.
+    pub mounts: Option<OwnedFd>,
     socket: Option<OwnedFd>,
 }
 
@@ -151,6 +155,7 @@ fn launch_in(launch: &Launch<'_>) -> Result<Launched, Failure> {
         );
     match made {
         Ok((child, console)) => Ok(Launched {
+            mounts: open_namespace(&format!("/proc/{}/ns/mnt", child.pid)).ok(),
             pid: child.pid,
             pidfd: child.pidfd,
             console,

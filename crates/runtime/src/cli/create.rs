@@ -322,6 +322,8 @@ pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure
     let Some(forwarder) = forwarder else {
         return Ok(0);
     };
+    // We end when it ends, so nothing is won by making its mounts outlive it.
+    made.launched.mounts = None;
     let console = made.launched.console.take();
     forwarder.until_exit(&made.launched.pidfd, console)?;
     let code = reap(&made.launched)?;

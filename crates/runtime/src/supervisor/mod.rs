@@ -107,6 +107,8 @@ struct Supervisor {
     private_pids: bool,
     pid: i32,
     cgroup: Cgroup,
+    /// Holds the container's mounts until its exit was reported.
+    mounts: Option<OwnedFd>,
     logger: Option<Logger>,
     ports: Ports,
     scratch: Vec<u8>,
@@ -227,6 +229,7 @@ impl Supervisor {
             private_pids: pids.is_some_and(|namespace| namespace.path.is_empty()),
             pid: state.pid,
             cgroup: launched.cgroup,
+            mounts: launched.mounts,
             logger,
             ports,
             scratch: Vec::new(),
@@ -504,6 +507,7 @@ impl Supervisor {
             let _ = exec.signal(SIGKILL);
         }
         let _ = self.cgroup.kill_all();
+        self.mounts = None;
         let _ = self.cgroup.remove();
         if let Some(listener) = self.listener.take() {
             self.poll.remove(listener);
