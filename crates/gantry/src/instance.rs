@@ -231,9 +231,9 @@ pub struct Locks {
 impl Locks {
     /// Takes both, or says in one sentence who has them.
     pub fn take(dirs: &Dirs) -> anyhow::Result<Self> {
+        let data = lock(&dirs.data.join("lock"), &dirs.data, "--data-dir")?;
         dirs.check_earlier_run_dir()?;
         dirs.check_run_dir()?;
-        let data = lock(&dirs.data.join("lock"), &dirs.data, "--data-dir")?;
         let run = lock(&dirs.run.join("daemon.lock"), &dirs.run, "--run-dir")?;
         Ok(Self {
             files: vec![data, run],

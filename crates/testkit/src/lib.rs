@@ -18,5 +18,5 @@ pub mod leftovers;
 mod run;
 mod world;
 
-pub use run::{Done, eventually, run};
+pub use run::{Done, alive, eventually, run};
 pub use world::{Options, World};

@@ -190,6 +190,15 @@ impl World {
         command
     }
 
+    /// Listens on a TCP port in the world's network namespace as a foreign program would, and lets it go again. Answers
+    /// with the kernel's refusal, or nothing.
+    #[track_caller]
+    pub fn try_bind(&self, address: &str, port: &str) -> String {
+        let mut perl = self.enter("perl");
+        let script = "use IO::Socket::INET; IO::Socket::INET->new(Listen => 1, LocalAddr => $ARGV[0], LocalPort => $ARGV[1], Proto => 'tcp') or print $!";
+        run(perl.args(["-e", script, address, port]), None).ok()
+    }
+
     fn enter_words(&self) -> Vec<String> {
         self.namespace
             .iter()

@@ -1,7 +1,7 @@
 //! Instances: up, down, purge, two side by side, and who may start where.
 
 use crate::{GANTRY, SOON, busybox};
-use gantry_testkit::{Options, World, eventually, run};
+use gantry_testkit::{Options, World, alive, eventually, run};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
@@ -32,20 +32,21 @@ fn up_says_ready_once_and_little_more() {
 fn down_leaves_containers_and_purge_leaves_nothing() {
     let mut world = busybox();
     let id = world
-        .docker(&["run", "-d", "--name", "c", "busybox", "sleep", "600"])
+        .docker(&["run", "-d", "--name", "box", "busybox", "sleep", "600"])
         .ok();
-    let pid = world.docker(&["inspect", "-f", "{{.State.Pid}}", "c"]).ok();
+    let pid = world
+        .docker(&["inspect", "-f", "{{.State.Pid}}", "box"])
+        .ok();
     world.gantry(&["down"]).ok();
     assert!(!world.socket().exists());
-    assert!(
-        std::path::Path::new("/proc").join(&pid).exists(),
-        "`down` ended a container"
-    );
+    assert!(alive(&pid), "`down` ended a container");
     assert_eq!(world.terminate_if_running(), None);
     world.up();
     assert_eq!(world.docker(&["ps", "-q", "--no-trunc"]).ok(), id);
     assert_eq!(
-        world.docker(&["inspect", "-f", "{{.State.Pid}}", "c"]).ok(),
+        world
+            .docker(&["inspect", "-f", "{{.State.Pid}}", "box"])
+            .ok(),
         pid
     );
     let instance = world.instance();
@@ -54,7 +55,7 @@ fn down_leaves_containers_and_purge_leaves_nothing() {
         "the check for left-overs sees nothing at all"
     );
     world.purge();
-    assert!(!std::path::Path::new("/proc").join(&pid).exists());
+    assert!(!alive(&pid));
 }
 
 #[test]
@@ -177,9 +178,10 @@ fn detached_it_returns_when_it_serves() {
     assert!(again.fails(1).contains(&format!("pid {pid}")), "{again}");
     world.gantry(&["down"]).ok();
     eventually("the daemon's end", SOON, || {
-        match std::path::Path::new(&format!("/proc/{pid}")).exists() {
-            false => Ok(()),
-            true => Err(format!("pid {pid} is there")),
+        if alive(&pid.to_string()) {
+            Err(format!("pid {pid} is there"))
+        } else {
+            Ok(())
         }
     });
 }

@@ -92,15 +92,7 @@ fn a_taken_port_is_refused_in_both_directions() {
             .ok(),
         "created"
     );
-    let mut foreign = world.enter("busybox");
-    let foreign = run(
-        foreign.args(["nc", "-l", "-s", "127.0.0.1", "-p", &port]),
-        None,
-    );
-    assert!(
-        foreign.code != 0 && foreign.stderr.contains("Address already in use"),
-        "{foreign}"
-    );
+    assert_eq!(world.try_bind("127.0.0.1", &port), "Address already in use");
     world.docker(&["rm", "-f", "web"]).ok();
     world.docker(&["start", "late"]).ok();
 }
@@ -194,7 +186,7 @@ fn traffic_flows_where_forward_is_dropped() {
     // What Docker or a firewall leaves behind: everything forwarded is dropped. Restarting must repair it.
     let mut nft = world.enter("nft");
     let rules =
-        "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }";
+        "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }";
     run(nft.arg(rules), None).ok();
     let mut world = world;
     world.terminate();
@@ -209,9 +201,9 @@ fn traffic_flows_where_forward_is_dropped() {
                 "run",
                 "--rm",
                 "busybox",
+                "timeout",
+                "10",
                 "wget",
-                "-T",
-                "5",
                 "-qO-",
                 &format!("http://{address}/")
             ])

@@ -1,7 +1,7 @@
 //! Containers do not care about us: the daemon dies in every way, and they run on.
 
 use crate::{GANTRY, SOON, busybox};
-use gantry_testkit::{Options, World, eventually, run};
+use gantry_testkit::{Options, World, alive, eventually, run};
 use std::path::{Path, PathBuf};
 
 #[track_caller]
@@ -59,12 +59,7 @@ fn kill_9_of_the_daemon() {
     // Served on, and nobody else can take the port.
     assert_eq!(page(&world, "127.0.0.1", &port), "ok");
     assert_eq!(page(&world, "[::1]", &port), "ok");
-    let mut foreign = world.enter("busybox");
-    let foreign = run(foreign.args(["nc", "-l", "-p", &port]), None);
-    assert!(
-        foreign.stderr.contains("Address already in use"),
-        "{foreign}"
-    );
+    assert_eq!(world.try_bind("0.0.0.0", &port), "Address already in use");
     let lines_before = log_lines(&world);
     eventually("the log going on", SOON, || {
         let lines = log_lines(&world);
@@ -126,7 +121,7 @@ fn what_ended_meanwhile_has_its_exit_code() {
     let script = "while ! test -e /gate/open; do sleep 0.02; done; echo last words; exit 42";
     let id = world
         .docker(&[
-            "run", "-d", "--name", "c", "-v", &bind, "busybox", "sh", "-c", script,
+            "run", "-d", "--name", "box", "-v", &bind, "busybox", "sh", "-c", script,
         ])
         .ok();
     let gone = world
@@ -153,7 +148,7 @@ fn what_ended_meanwhile_has_its_exit_code() {
                 "inspect",
                 "-f",
                 "{{.State.Status}} {{.State.ExitCode}}",
-                "c",
+                "box",
             ])
             .ok();
         if state == "exited 42" {
@@ -162,10 +157,10 @@ fn what_ended_meanwhile_has_its_exit_code() {
             Err(state)
         }
     });
-    assert_eq!(world.docker(&["logs", "c"]).ok(), "last words");
+    assert_eq!(world.docker(&["logs", "box"]).ok(), "last words");
     eventually("--rm after the restart", SOON, || {
         let names = world.docker(&["ps", "-a", "--format", "{{.Names}}"]).ok();
-        if names == "c" { Ok(()) } else { Err(names) }
+        if names == "box" { Ok(()) } else { Err(names) }
     });
 }
 
@@ -196,7 +191,7 @@ fn kill_9_in_the_middle_of_things() {
                 .docker(&["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", id])
                 .ok();
             let (status, pid) = state.split_once(' ').unwrap();
-            let alive = pid != "0" && Path::new("/proc").join(pid).exists();
+            let alive = pid != "0" && alive(pid);
             assert_eq!(status == "running", alive, "round {round}: {state}");
             world.docker(&["rm", "-f", id]).ok();
         }

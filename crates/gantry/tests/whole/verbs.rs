@@ -44,7 +44,7 @@ fn run_ps_logs_exec_stop_rm() {
             "run",
             "-d",
             "--name",
-            "c",
+            "box",
             "-m",
             "64m",
             "--cpus",
@@ -62,28 +62,28 @@ fn run_ps_logs_exec_stop_rm() {
     assert_eq!(id.len(), 64);
     let list = world.gantry(&["ps"]).ok();
     assert!(
-        list.contains("busybox") && list.contains("->80/tcp") && list.ends_with('c'),
+        list.contains("busybox") && list.contains("->80/tcp") && list.ends_with("box"),
         "{list}"
     );
-    assert_eq!(world.gantry(&["logs", "c"]).ok(), "b");
-    assert_eq!(world.gantry(&["exec", "c", "echo", "in"]).ok(), "in");
-    assert_eq!(world.gantry(&["exec", "c", "sh", "-c", "exit 3"]).code, 3);
-    let document = &world.gantry(&["inspect", "c"]).json()[0];
+    assert_eq!(world.gantry(&["logs", "box"]).ok(), "b");
+    assert_eq!(world.gantry(&["exec", "box", "echo", "in"]).ok(), "in");
+    assert_eq!(world.gantry(&["exec", "box", "sh", "-c", "exit 3"]).code, 3);
+    let document = &world.gantry(&["inspect", "box"]).json()[0];
     assert_eq!(document["HostConfig"]["NanoCpus"], 500_000_000);
-    assert_eq!(world.gantry(&["stop", "-t", "0", "c"]).ok(), "c");
+    assert_eq!(world.gantry(&["stop", "-t", "0", "box"]).ok(), "box");
     assert_eq!(world.gantry(&["ps", "-q"]).ok(), "");
     assert_eq!(
         world.gantry(&["ps", "-a", "--output", "json"]).json()[0]["State"],
         "exited"
     );
-    assert_eq!(world.gantry(&["start", "c"]).ok(), "c");
-    world.gantry(&["kill", "c"]).ok();
-    let done = world.gantry(&["rm", "c", "absent"]);
+    assert_eq!(world.gantry(&["start", "box"]).ok(), "box");
+    world.gantry(&["kill", "box"]).ok();
+    let done = world.gantry(&["rm", "box", "absent"]);
     assert!(
         done.fails(1).contains("No such container: absent"),
         "{done}"
     );
-    assert_eq!(done.stdout, "c\n");
+    assert_eq!(done.stdout, "box\n");
     let done = world.gantry(&["run", "absent-image"]);
     assert!(done.fails(1).contains("No such image"), "{done}");
     let done = world.gantry(&["run", "--rm", "busybox", "/no/such"]);
@@ -95,29 +95,33 @@ fn run_ps_logs_exec_stop_rm() {
 fn cp_both_ways() {
     let world = busybox();
     world
-        .gantry(&["run", "-d", "--name", "c", "busybox", "sleep", "600"])
+        .gantry(&["run", "-d", "--name", "box", "busybox", "sleep", "600"])
         .ok();
     let here = world.folder().join("here");
     std::fs::write(&here, "text").unwrap();
-    world.gantry(&["cp", here.to_str().unwrap(), "c:/tmp"]).ok();
     world
-        .gantry(&["cp", here.to_str().unwrap(), "c:/tmp/renamed"])
+        .gantry(&["cp", here.to_str().unwrap(), "box:/tmp"])
+        .ok();
+    world
+        .gantry(&["cp", here.to_str().unwrap(), "box:/tmp/renamed"])
         .ok();
     assert_eq!(
         world
-            .gantry(&["exec", "c", "cat", "/tmp/here", "/tmp/renamed"])
+            .gantry(&["exec", "box", "cat", "/tmp/here", "/tmp/renamed"])
             .ok(),
         "texttext"
     );
     let out = world.folder().join("out");
-    world.gantry(&["cp", "c:/www", out.to_str().unwrap()]).ok();
+    world
+        .gantry(&["cp", "box:/www", out.to_str().unwrap()])
+        .ok();
     assert_eq!(
         std::fs::read_to_string(out.join("index.html")).unwrap(),
         "ok\n"
     );
     let file = world.folder().join("file");
     world
-        .gantry(&["cp", "c:/tmp/here", file.to_str().unwrap()])
+        .gantry(&["cp", "box:/tmp/here", file.to_str().unwrap()])
         .ok();
     assert_eq!(std::fs::read_to_string(file).unwrap(), "text");
 }
