@@ -436,6 +436,14 @@ fn stopping_killing_and_pausing() {
             format!("cannot kill container: {id}: container {id} is not running")
         );
 
+        // As the first process `sleep` would not notice TERM; under an init it ends of it.
+        let host = serde_json::json!({"Init": true});
+        let (id, mut attached) = started(&engine, shell("reaped", "echo ready; exec sleep 1000", host)).await;
+        hear(&mut attached, "ready").await;
+        engine.stop(&id, None, Some(30)).await.unwrap();
+        assert_eq!(engine.get(&id).unwrap().state.exit_code(), 143);
+        engine.remove(&id, FORCE).await.unwrap();
+
         let deaf = "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done";
         let (id, mut attached) = started(&engine, shell("deaf", deaf, no_host())).await;
         hear(&mut attached, "ready").await;

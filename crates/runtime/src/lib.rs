@@ -26,6 +26,7 @@ pub mod launch;
 mod mounts;
 mod process;
 pub mod proto;
+pub mod reaper;
 pub mod seccomp;
 pub mod spawner;
 pub mod supervisor;

@@ -9,6 +9,9 @@ fn main() -> ExitCode {
     if role == "spawner" {
         return gantry_runtime::spawner::main();
     }
+    if role == "init" {
+        return gantry_runtime::reaper::main(std::env::args_os().skip(2));
+    }
     if role == "demo-web" {
         return gantry_runtime::demo::main();
     }
