@@ -6,6 +6,8 @@
 //! This is a closed list: an addition is argued in the change that brings it. Nothing here knows what
 //! a container is.
 
+#![forbid(unsafe_code)]
+
 #[cfg(feature = "db")]
 pub mod db;
 pub mod error;

@@ -12,6 +12,8 @@
 //!
 //! Spec: Docker Engine API 1.24–1.50.
 
+#![forbid(unsafe_code)]
+
 pub mod change;
 pub mod container;
 pub mod create;

@@ -23,6 +23,8 @@
 //!
 //! Spec: OCI image-spec v1.1; Docker image spec v1.2 (`docker save`).
 
+#![forbid(unsafe_code)]
+
 mod archive;
 mod layer;
 mod remove;

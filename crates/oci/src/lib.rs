@@ -2,6 +2,8 @@
 //!
 //! [`runtime`] runtime-spec 1.2 · [`image`] image-spec 1.1 · [`digest`] · [`reference`] image names as Docker reads them.
 
+#![forbid(unsafe_code)]
+
 pub mod digest;
 pub mod image;
 pub mod reference;

@@ -218,7 +218,9 @@ fn parse_duration(text: &str) -> Option<std::time::Duration> {
         (text.strip_suffix('m')?, 60_000.0)
     };
     let ms = number.parse::<f64>().ok()? * unit_ms;
-    (1.0..1e9).contains(&ms).then(|| std::time::Duration::from_millis(ms as u64))
+    (1.0..1e9)
+        .contains(&ms)
+        .then(|| std::time::Duration::from_millis(ms as u64))
 }
 
 fn stats(container: &Container) -> Result<Value, Failure> {
