@@ -214,6 +214,22 @@ pub fn reset_signals() {
     }
 }
 
+/// Starts a command with the signals of a new program; [`std::process::Command`] alone hands on the caller's mask.
+pub fn spawn_with_fresh_signals(
+    command: &mut std::process::Command,
+) -> io::Result<std::process::Child> {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec `reset_signals` makes system calls only: it neither allocates nor takes a lock. There is no
+    // safe way to run anything there.
+    unsafe {
+        command.pre_exec(|| {
+            reset_signals();
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
 /// Blocks signals and returns a descriptor from which they are read, see [`read_signal`].
 pub fn signal_descriptor(signals: &[i32]) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;

@@ -3,7 +3,7 @@
 //!
 //! It is mounted as `/sbin/docker-init`, so it lives in the container with the user's rights and knows nothing of us.
 
-use gantry_linux::process::{read_signal, signal_descriptor};
+use gantry_linux::process::{read_signal, signal_descriptor, spawn_with_fresh_signals};
 use gantry_linux::program::send_signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, wait};
@@ -25,7 +25,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
         eprintln!("docker-init: no command was given");
         return ExitCode::from(2);
     };
-    // Blocked before the command exists, so that no signal and no death of a child is missed. The child's mask is empty again.
+    // Blocked before the command exists, so that no signal and no death of a child is missed.
     let handed_on: Vec<i32> = (1..=64)
         .filter(|signal| !NOT_HANDED_ON.contains(signal))
         .collect();
@@ -37,7 +37,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     // A group of its own: what the terminal sends goes to the command once, not once more through us.
-    let spawned = Command::new(&program).args(words).process_group(0).spawn();
+    let spawned = spawn_with_fresh_signals(Command::new(&program).args(words).process_group(0));
     let child = match spawned {
         Ok(child) => Pid::from_child(&child),
         Err(error) => {
