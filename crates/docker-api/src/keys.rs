@@ -132,7 +132,9 @@ mod tests {
     #[test]
     fn only_the_whole_sequence_detaches_and_nothing_else_is_lost() {
         let keys = [1, 2, 3];
-        let cases: [(&[&[u8]], &[u8], bool); 8] = [
+        /// Reads, what passes through, whether it detaches.
+        type Case = (&'static [&'static [u8]], &'static [u8], bool);
+        let cases: [Case; 8] = [
             (&[b"hello"], b"hello", false),
             (&[&[1, 2, 3]], b"", true),
             (&[&[1], &[2], &[3]], b"", true),

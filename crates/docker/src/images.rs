@@ -161,11 +161,9 @@ fn names(image: &Image) -> (Vec<String>, Vec<String>) {
 
 pub(crate) fn summary(image: &Image, version: ApiVersion) -> doc::Summary {
     let (mut repo_tags, mut repo_digests) = names(image);
-    if !version.at_least(43) {
-        if repo_tags.is_empty() && repo_digests.is_empty() {
-            repo_tags.push("<none>:<none>".into());
-            repo_digests.push("<none>@<none>".into());
-        }
+    if !version.at_least(43) && repo_tags.is_empty() && repo_digests.is_empty() {
+        repo_tags.push("<none>:<none>".into());
+        repo_digests.push("<none>@<none>".into());
     }
     doc::Summary {
         containers: -1,

@@ -157,6 +157,10 @@ impl Spawner {
             .stderr(Stdio::null())
             .spawn()
             .context(|| "starting the spawner".into())?;
+        #[expect(
+            deprecated,
+            reason = "the descriptor is owned and stays open as long as the registration; the replacement is unsafe"
+        )]
         let socket = AsyncFd::new(ours).context(|| "watching the spawner's socket".into())?;
         Ok((socket, child))
     }
@@ -724,6 +728,10 @@ pub(crate) fn open_process(pid: i32, start_ticks: u64) -> Option<OwnedFd> {
 }
 
 async fn ended(pidfd: OwnedFd) -> Result<()> {
+    #[expect(
+        deprecated,
+        reason = "the descriptor is owned and stays open as long as the registration; the replacement is unsafe"
+    )]
     let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)
         .context(|| "watching a process".into())?;
     pidfd

@@ -198,6 +198,10 @@ pub struct Streams {
 
 /// Daemon to supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a request lives for one frame; a box would be one more allocation on the way of exec"
+)]
 pub enum Request {
     /// First frame on a new connection to `R/c/<id>/sock`; makes it a control connection, answered with [`Event::State`].
     Hello { version: u32 },

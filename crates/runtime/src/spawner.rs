@@ -135,6 +135,10 @@ fn become_supervisor(
         message.drain(..packet::HEADER);
     }
     supervisor::run(message, descriptors, title);
+    #[expect(
+        clippy::exit,
+        reason = "a forked child must not return into the spawner's loop"
+    )]
     std::process::exit(0)
 }
 

@@ -294,7 +294,7 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         let word = u64::from_le_bytes(*chunk);
         let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
         // `<` and `>` differ in bit 1 only.
-        let angle = is(word | ONES * 2, b'>');
+        let angle = is(word | (ONES * 2), b'>');
         let special =
             control | (word & HIGH) | angle | is(word, b'"') | is(word, b'\\') | is(word, b'&');
         if special != 0 {
