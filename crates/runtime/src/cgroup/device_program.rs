@@ -39,12 +39,21 @@ pub(super) fn build(rules: &[DeviceRule]) -> Vec<u64> {
         instruction(LOAD_WORD, MINOR, 1, 8, 0),
     ];
     for rule in rules.iter().rev() {
-        program.extend(block(rule));
+        let block = block(rule);
+        // A rule about everything; the verifier refuses instructions that nothing reaches.
+        let last_word = block.len() == VERDICT;
+        program.extend(block);
+        if last_word {
+            return program;
+        }
     }
     program.push(instruction(MOVE_64_IMMEDIATE, 0, 0, 0, 0));
     program.push(instruction(EXIT, 0, 0, 0, 0));
     program
 }
+
+/// The verdict and its exit, jumped over when a test fails.
+const VERDICT: usize = 2;
 
 /// Returns the rule's verdict when it speaks about this access, else falls through.
 fn block(rule: &DeviceRule) -> Vec<u64> {
@@ -68,12 +77,10 @@ fn block(rule: &DeviceRule) -> Vec<u64> {
             _ => 0,
         }
     });
-    // The verdict and its exit, jumped over when a test fails.
-    let verdict = 2;
     let access_test = if access == 0 || access == 7 { 0 } else { 3 };
     let total = tests.len();
     for (index, (code, register, value)) in tests.into_iter().enumerate() {
-        let skip = total - index - 1 + access_test + verdict;
+        let skip = total - index - 1 + access_test + VERDICT;
         body.push(instruction(code, register, 0, skip as i16, value));
     }
     if access_test > 0 {
@@ -85,7 +92,7 @@ fn block(rule: &DeviceRule) -> Vec<u64> {
                 JUMP_NOT_EQUAL_IMMEDIATE,
                 SCRATCH,
                 0,
-                verdict as i16,
+                VERDICT as i16,
                 0,
             ));
         } else {
@@ -94,7 +101,7 @@ fn block(rule: &DeviceRule) -> Vec<u64> {
                 JUMP_EQUAL_IMMEDIATE,
                 SCRATCH,
                 0,
-                verdict as i16,
+                VERDICT as i16,
                 0,
             ));
         }
