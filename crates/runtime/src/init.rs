@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Prepared {
     /// The root, detached.
     root: Option<OwnedFd>,
+    /// By mount of the spec, what it binds.
+    sources: Vec<Option<OwnedFd>>,
 }
 
 /// What can be refused before anything is made.
@@ -95,17 +97,25 @@ fn validate_sysctl(name: &str, linux: &Linux) -> Result<(), Failure> {
 }
 
 impl Prepared {
-    pub(crate) fn new(
-        launch: &Launch<'_>,
-        _linux: &Linux,
-        new_user: bool,
-    ) -> Result<Self, Failure> {
-        // A tree cloned by us may be attached by the init even where it could not walk to it.
-        let root = match launch.rootfs {
-            Rootfs::Overlay { .. } if new_user => Some(detached_root(launch.rootfs, None)?),
-            _ => None,
+    pub(crate) fn new(launch: &Launch<'_>, new_user: bool) -> Result<Self, Failure> {
+        let mut prepared = Self {
+            root: None,
+            sources: Vec::new(),
         };
-        Ok(Self { root })
+        // An ordinary user has no right to clone mounts here, and as root of its own namespace walks where it could walk before.
+        if !new_user || !rustix::process::geteuid().is_root() {
+            return Ok(prepared);
+        }
+        // A tree cloned by us may be attached by the init even where it could not walk to it.
+        if let Rootfs::Overlay { .. } = launch.rootfs {
+            prepared.root = Some(detached_root(launch.rootfs, None)?);
+        }
+        for wanted in &launch.spec.mounts {
+            prepared
+                .sources
+                .push(mounts::bind_source(wanted, launch.bundle)?);
+        }
+        Ok(prepared)
     }
 }
 
@@ -363,9 +373,11 @@ fn build_root(
         uid_mappings: &linux.uid_mappings,
         gid_mappings: &linux.gid_mappings,
     };
+    let mut sources = plan.prepared.sources.drain(..);
     for wanted in &launch.spec.mounts {
-        mounts::mount_one(&context, wanted)?;
+        mounts::mount_one(&context, wanted, sources.next().flatten())?;
     }
+    drop(sources);
     let dev = |m: &&Mount| m.destination.trim_end_matches('/') == "/dev";
     let dev = launch.spec.mounts.iter().rfind(dev);
     if !dev.is_some_and(|m| mounts::parse(&m.options).bind || m.kind == "bind") {

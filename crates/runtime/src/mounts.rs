@@ -253,33 +253,65 @@ pub(crate) struct Context<'a> {
     pub(crate) gid_mappings: &'a [IdMapping],
 }
 
-/// Makes one mount of the spec.
-pub(crate) fn mount_one(context: &Context<'_>, wanted: &Mount) -> Result<(), Failure> {
+/// A detached copy of what a mount binds, or `None` for other mounts.
+pub(crate) fn bind_source(
+    wanted: &Mount,
+    bundle: Option<&Path>,
+) -> Result<Option<OwnedFd>, Failure> {
+    let parsed = parse(&wanted.options);
+    if !parsed.bind && wanted.kind != "bind" {
+        return Ok(None);
+    }
+    clone_source(wanted, &parsed, bundle)
+        .map(Some)
+        .map_err(|e| failure(wanted, &e))
+}
+
+fn clone_source(wanted: &Mount, parsed: &Parsed, bundle: Option<&Path>) -> io::Result<OwnedFd> {
+    let mut source = PathBuf::from(&wanted.source);
+    if let (true, Some(bundle)) = (source.is_relative(), bundle) {
+        source = bundle.join(source);
+    }
+    let opened = rustix::fs::openat(CWD, &source, HANDLE, Mode::empty())?;
+    mount::clone_tree(opened, parsed.recursive)
+}
+
+/// Makes one mount of the spec. `source`: what [`bind_source`] gave, if that had to be done before.
+pub(crate) fn mount_one(
+    context: &Context<'_>,
+    wanted: &Mount,
+    source: Option<OwnedFd>,
+) -> Result<(), Failure> {
     let parsed = parse(&wanted.options);
     let result = if parsed.bind || wanted.kind == "bind" {
-        bind(context, wanted, &parsed)
+        match source {
+            Some(tree) => Ok(tree),
+            None => clone_source(wanted, &parsed, context.bundle),
+        }
+        .and_then(|tree| bind(context, &tree, wanted, &parsed))
     } else if matches!(wanted.kind.as_str(), "cgroup" | "cgroup2") {
         mount_cgroup(context, wanted, &parsed)
     } else {
         new_file_system(context, wanted, &parsed)
     };
-    result.map_err(|e| {
-        let mut text = format!(
-            "error mounting {:?} to rootfs at {:?}: {}",
-            if wanted.source.is_empty() {
-                &wanted.kind
-            } else {
-                &wanted.source
-            },
-            wanted.destination,
-            errno_text(&e),
-        );
-        if e.raw_os_error() == Some(rustix::io::Errno::NOTDIR.raw_os_error()) {
-            text.push_str(": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type");
-            return Failure::new(127, text);
-        }
-        Failure::new(128, text)
-    })
+    result.map_err(|e| failure(wanted, &e))
+}
+
+fn failure(wanted: &Mount, error: &io::Error) -> Failure {
+    let mut text = format!(
+        "error mounting {:?} to rootfs at {:?}: {}",
+        match wanted.source.as_str() {
+            "" => &wanted.kind,
+            source => source,
+        },
+        wanted.destination,
+        errno_text(error),
+    );
+    if error.raw_os_error() == Some(rustix::io::Errno::NOTDIR.raw_os_error()) {
+        text.push_str(": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type");
+        return Failure::new(127, text);
+    }
+    Failure::new(128, text)
 }
 
 fn new_file_system(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::Result<()> {
@@ -420,29 +452,14 @@ fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &std::ffi::CStr, depth: u32) -
     }
 }
 
-fn bind(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::Result<()> {
-    let mut source = PathBuf::from(&wanted.source);
-    if let (true, Some(bundle)) = (source.is_relative(), context.bundle) {
-        source = bundle.join(source);
-    }
-    let opened = rustix::fs::openat(CWD, &source, HANDLE, Mode::empty())?;
-    bind_from(context, &opened, wanted, parsed)
-}
-
-fn bind_from(
-    context: &Context<'_>,
-    source: &OwnedFd,
-    wanted: &Mount,
-    parsed: &Parsed,
-) -> io::Result<()> {
+fn bind(context: &Context<'_>, tree: &OwnedFd, wanted: &Mount, parsed: &Parsed) -> io::Result<()> {
     let directory =
-        FileType::from_raw_mode(rustix::fs::fstat(source)?.st_mode) == FileType::Directory;
+        FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode) == FileType::Directory;
     let kind = if directory {
         Kind::Directory
     } else {
         Kind::File
     };
-    let tree = mount::clone_tree(source, parsed.recursive)?;
     let mut top = Attributes {
         set: parsed.set,
         clear: parsed.clear,
@@ -455,12 +472,12 @@ fn bind_from(
             user_namespace: Some(BorrowedFdId(namespace.as_fd())),
             ..Attributes::default()
         };
-        mount::set_attributes(&tree, *recursive, &change)?;
+        mount::set_attributes(tree, *recursive, &change)?;
     }
     if top.set != 0 || top.clear != 0 {
         // Asking for read-write on a source that is read-only by nature stays without effect, not without mount.
         top.clear &= !top.set | attribute::ATIME;
-        mount::set_attributes(&tree, false, &top)?;
+        mount::set_attributes(tree, false, &top)?;
     }
     if parsed.recursive_set != 0 || parsed.recursive_clear != 0 {
         let all = Attributes {
@@ -468,7 +485,7 @@ fn bind_from(
             clear: parsed.recursive_clear,
             ..Attributes::default()
         };
-        mount::set_attributes(&tree, true, &all)?;
+        mount::set_attributes(tree, true, &all)?;
     }
     let target = ensure(context.root, Path::new(&wanted.destination), kind)?;
     let below = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
@@ -476,8 +493,8 @@ fn bind_from(
         // move_mount(2) calls this an invalid argument; people know it by mount(2)'s word.
         return Err(rustix::io::Errno::NOTDIR.into());
     }
-    mount::attach(&tree, &target)?;
-    propagate(&tree, parsed)
+    mount::attach(tree, &target)?;
+    propagate(tree, parsed)
 }
 
 /// A user namespace that carries the mappings which an id-mapped mount asks for.

@@ -769,8 +769,16 @@ fn a_user_namespace_maps_root_away() {
         None,
     )
     .unwrap();
-    let script = "id -u; cat /proc/self/uid_map | tr -s ' '; touch /tmp/mine; stat -c %u /tmp/mine; echo x >/dev/null && echo null";
+    let script = "id -u; cat /proc/self/uid_map | tr -s ' '; touch /tmp/mine; stat -c %u /tmp/mine; echo x >/dev/null && echo null; cat /one";
+    // A source that the mapped root could not even walk to.
+    let source = world.directory.join("secret");
+    fs::create_dir(&source).unwrap();
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(source.join("one"), "bound").unwrap();
+    fs::write(world.root().join("one"), "").unwrap();
     let out = world.sh(script, |spec| {
+        spec["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/one", "type": "bind", "source": source.join("one"), "options": ["bind", "ro"] }));
         spec["root"]["readonly"] = json!(false);
         spec["linux"]["namespaces"]
             .as_array_mut()
@@ -780,7 +788,7 @@ fn a_user_namespace_maps_root_away() {
         spec["linux"]["uidMappings"] = map.clone();
         spec["linux"]["gidMappings"] = map;
     });
-    assert_eq!(out, "0\n 0 100000 65536\n0\nnull\n");
+    assert_eq!(out, "0\n 0 100000 65536\n0\nnull\nbound");
     assert_eq!(
         fs::metadata(world.root().join("tmp/mine")).unwrap().uid(),
         100_000
@@ -879,6 +887,56 @@ fn a_failed_create_leaves_nothing() {
     assert_eq!(
         fs::read_dir(world.directory.join("state")).map_or(0, Iterator::count),
         0
+    );
+}
+
+#[test]
+fn cgroup_v2_alone() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    // A mount namespace in which /sys/fs/cgroup is the v2 hierarchy; which controllers it has depends on the machine.
+    let in_view = |world: &World, arguments: &[&str]| -> Ran {
+        let view = "umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" \"$@\"";
+        let command = world.program(arguments);
+        Command::new("unshare")
+            .args(["-m", "sh", "-c", view, PROGRAM])
+            .args(command.get_args())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+            .into()
+    };
+    let script = "tail -1 /proc/self/cgroup; grep -c ' /sys/fs/cgroup cgroup2 ro' /proc/mounts; (mknod /tmp/kvm c 10 232; cat /tmp/kvm) 2>&1 | grep -c 'not permitted'; \
+        cat /dev/null && echo null";
+    let bundle = world.bundle(&["sh", "-c", script], |spec| {
+        let caps = json!(["CAP_MKNOD"]);
+        spec["process"]["capabilities"] =
+            json!({ "bounding": caps, "effective": caps, "permitted": caps });
+        spec["root"]["readonly"] = json!(false);
+    });
+    let id = world.id();
+    let ran = in_view(&world, &["run", "-b", bundle.to_str().unwrap(), &id]);
+    assert_eq!(ran.out, "0::/\n1\n1\nnull\n", "{}", ran.err);
+    let refused = world.bundle(&["true"], |spec| {
+        spec["linux"]["resources"]["unified"] = json!({ "nosuch.max": "1" });
+    });
+    let id = world.id();
+    let refused = in_view(&world, &["run", "-b", refused.to_str().unwrap(), &id]);
+    assert!(
+        refused
+            .err
+            .contains("nosuch.max: no such file or directory"),
+        "{}",
+        refused.err
+    );
+    let table = fs::read_dir("/sys/fs/cgroup/unified")
+        .or_else(|_| fs::read_dir("/sys/fs/cgroup"))
+        .unwrap();
+    assert!(
+        !table
+            .flatten()
+            .any(|e| e.file_name().to_string_lossy().contains(&id))
     );
 }
 
