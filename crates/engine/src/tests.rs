@@ -506,6 +506,21 @@ fn restart_policies_run() {
         engine.stop(&id, Some("KILL"), None).await.unwrap();
         assert!(matches!(engine.get(&id).unwrap().state, State::Exited(_)));
 
+        // Stopped between two runs: whoever waits hears of it.
+        let host = serde_json::json!({"RestartPolicy": {"Name": "always"}});
+        let (id, _) = started(&engine, shell("loops", "exit 6", host)).await;
+        loop {
+            let next = engine.wait(&id, WaitCondition::NextExit).await.unwrap();
+            if matches!(engine.get(&id).unwrap().state, State::Restarting { .. }) {
+                engine.stop(&id, Some("KILL"), None).await.unwrap();
+                assert!(matches!(next.await.code, 6 | 137));
+                break;
+            }
+            next.await;
+        }
+        assert!(matches!(engine.get(&id).unwrap().state, State::Exited(_)));
+        engine.remove(&id, FORCE).await.unwrap();
+
         let host = serde_json::json!({"AutoRemove": true});
         let id = engine
             .create(shell("brief", "exit 4", host))

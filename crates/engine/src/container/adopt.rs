@@ -127,7 +127,7 @@ async fn search(mut record: Record, run_dir: &Path) -> Result<Found> {
         code,
         oom_killed,
         error: String::new(),
-        started_at_ns,
+        started_at_ns: started_at_ns.min(finished_at_ns),
         finished_at_ns,
     };
     let now = crate::events::now_ns();

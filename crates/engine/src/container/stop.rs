@@ -63,7 +63,11 @@ impl Engine {
                     let mut stopped: Record = (*record).clone();
                     stopped.state = State::Exited(exit.clone());
                     stopped.stopped_by_user = why == Why::Asked;
-                    return self.save(slot, stopped).await;
+                    let code = exit.code;
+                    self.save(slot, stopped).await?;
+                    // Who waits for the end of the next run: there is none.
+                    super::wait::Moment::note_exit(slot.moment(), code, None);
+                    return Ok(());
                 }
                 State::Running(_) => {}
                 State::Paused(_) => self.thaw(&record)?,
@@ -146,7 +150,10 @@ impl Engine {
                     let mut stopped: Record = (*record).clone();
                     stopped.state = State::Exited(exit.clone());
                     stopped.stopped_by_user = true;
-                    return self.save(&slot, stopped).await;
+                    let code = exit.code;
+                    self.save(&slot, stopped).await?;
+                    super::wait::Moment::note_exit(slot.moment(), code, None);
+                    return Ok(());
                 }
                 _ => {
                     return Err(Error::conflict(format!(
