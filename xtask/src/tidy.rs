@@ -28,7 +28,15 @@ const EDGES: [(&str, &[&str]); 13] = [
     ),
     (
         "gantry-docker",
-        &["base", "oci", "docker-api", "engine", "image", "network"],
+        &[
+            "base",
+            "linux",
+            "oci",
+            "docker-api",
+            "engine",
+            "image",
+            "network",
+        ],
     ),
     (
         "gantry",

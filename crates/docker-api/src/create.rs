@@ -242,7 +242,7 @@ pub struct RestartPolicy {
 #[serde(rename_all = "PascalCase", default)]
 pub struct Mount {
     /// `bind`, `volume`, `tmpfs`, `npipe`, `cluster`, `image`.
-    #[serde(rename = "Type")]
+    #[serde(rename = "Type", deserialize_with = "null_default")]
     pub kind: String,
     #[serde(deserialize_with = "null_default")]
     pub source: String,
@@ -266,26 +266,34 @@ pub struct Mount {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct BindOptions {
+    #[serde(deserialize_with = "null_default")]
     pub propagation: String,
+    #[serde(deserialize_with = "null_default")]
     pub non_recursive: bool,
+    #[serde(deserialize_with = "null_default")]
     pub create_mountpoint: bool,
+    #[serde(deserialize_with = "null_default")]
     pub read_only_non_recursive: bool,
+    #[serde(deserialize_with = "null_default")]
     pub read_only_force_recursive: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct VolumeOptions {
+    #[serde(deserialize_with = "null_default")]
     pub no_copy: bool,
     #[serde(deserialize_with = "null_default")]
     pub labels: BTreeMap<String, String>,
     pub driver_config: Option<DriverConfig>,
+    #[serde(deserialize_with = "null_default")]
     pub subpath: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DriverConfig {
+    #[serde(deserialize_with = "null_default")]
     pub name: String,
     #[serde(deserialize_with = "null_default")]
     pub options: BTreeMap<String, String>,
@@ -294,37 +302,49 @@ pub struct DriverConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TmpfsOptions {
+    #[serde(deserialize_with = "null_default")]
     pub size_bytes: i64,
+    #[serde(deserialize_with = "null_default")]
     pub mode: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct WeightDevice {
+    #[serde(deserialize_with = "null_default")]
     pub path: String,
+    #[serde(deserialize_with = "null_default")]
     pub weight: u16,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ThrottleDevice {
+    #[serde(deserialize_with = "null_default")]
     pub path: String,
+    #[serde(deserialize_with = "null_default")]
     pub rate: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DeviceMapping {
+    #[serde(deserialize_with = "null_default")]
     pub path_on_host: String,
+    #[serde(deserialize_with = "null_default")]
     pub path_in_container: String,
+    #[serde(deserialize_with = "null_default")]
     pub cgroup_permissions: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Ulimit {
+    #[serde(deserialize_with = "null_default")]
     pub name: String,
+    #[serde(deserialize_with = "null_default")]
     pub soft: i64,
+    #[serde(deserialize_with = "null_default")]
     pub hard: i64,
 }
 
@@ -674,6 +694,78 @@ mod tests {
         }
         let mac = decoded(r#"{"Image":"x","MacAddress":"02:00:00:00:00:01"}"#, 43).unwrap();
         assert_eq!(mac.endpoints["bridge"].mac_address, "02:00:00:00:00:01");
+    }
+
+    /// Every way to replace one value in the document by null.
+    fn nulled(value: &serde_json::Value) -> Vec<serde_json::Value> {
+        use serde_json::Value;
+        let inner: Vec<(Value, Box<dyn Fn(Value) -> Value>)> = match value {
+            Value::Object(map) => map
+                .iter()
+                .map(|(key, inner)| {
+                    let (map, key) = (map.clone(), key.clone());
+                    let put = move |new| {
+                        let mut map = map.clone();
+                        map.insert(key.clone(), new);
+                        Value::Object(map)
+                    };
+                    (inner.clone(), Box::new(put) as Box<dyn Fn(Value) -> Value>)
+                })
+                .collect(),
+            Value::Array(list) if list.first().is_some_and(Value::is_object) => {
+                vec![(list[0].clone(), Box::new(|new| Value::Array(vec![new])))]
+            }
+            _ => Vec::new(),
+        };
+        let mut all = Vec::new();
+        for (inner, put) in inner {
+            if value.is_object() {
+                all.push(put(Value::Null));
+            }
+            all.extend(nulled(&inner).into_iter().map(&put));
+        }
+        all
+    }
+
+    #[test]
+    fn every_field_may_be_null() {
+        let host = HostConfig {
+            mounts: vec![Mount {
+                bind_options: Some(BindOptions::default()),
+                volume_options: Some(VolumeOptions {
+                    driver_config: Some(DriverConfig::default()),
+                    ..VolumeOptions::default()
+                }),
+                tmpfs_options: Some(TmpfsOptions::default()),
+                ..Mount::default()
+            }],
+            port_bindings: BTreeMap::from([("80/tcp".into(), Some(vec![PortBinding::default()]))]),
+            blkio_weight_device: vec![WeightDevice::default()],
+            blkio_device_read_bps: vec![ThrottleDevice::default()],
+            devices: vec![DeviceMapping::default()],
+            ulimits: vec![Ulimit::default()],
+            ..HostConfig::default()
+        };
+        let config = ContainerConfig {
+            image: "x".into(),
+            healthcheck: Some(Healthcheck::default()),
+            ..ContainerConfig::default()
+        };
+        let mut body = serde_json::to_value(config).unwrap();
+        body["HostConfig"] = serde_json::to_value(host).unwrap();
+        let endpoint = EndpointSettings {
+            ipam_config: Some(EndpointIpam::default()),
+            ..EndpointSettings::default()
+        };
+        body["NetworkingConfig"] = serde_json::json!({"EndpointsConfig": {"n": endpoint}});
+        let variants = nulled(&body);
+        assert!(variants.len() > 120);
+        for variant in variants {
+            let text = variant.to_string();
+            if let Err(e) = decoded(&text, 50) {
+                panic!("{}: {text}", e.chain());
+            }
+        }
     }
 
     #[test]

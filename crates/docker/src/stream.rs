@@ -37,6 +37,9 @@ const HANGUP_CHECK: Duration = Duration::from_secs(5);
 /// How long a client may take to close a connection on which everything was said.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long output waits for a client that has not read the answer's head.
+const HEAD_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The header of a frame.
 pub(crate) fn header(stream: Stream, length: usize) -> [u8; 8] {
     let number = match stream {
@@ -80,8 +83,7 @@ pub(crate) struct Session<F> {
     pub(crate) tty: bool,
     /// Bytes that detach from a terminal.
     pub(crate) keys: Vec<u8>,
-    /// Awaited after the client has the answer's head: a client that reads the head with a buffered reader and the streams without
-    /// one (there are such) must find nothing behind the head yet.
+    /// Awaited after the client was sent the answer's head, so that its failure is part of the stream.
     pub(crate) attached: F,
 }
 
@@ -104,7 +106,7 @@ where
     let kind = media_type(&call, tty);
     let attached = async move { attached.await.unwrap_or_else(|e| said(tty, &e)) };
     let Some(upgrade) = call.upgrade.take() else {
-        return over_bodies(kind, attached, call.body.take(), call.stop);
+        return over_bodies(kind, tty, attached, call.body.take(), call.stop);
     };
     let watcher = tty.then(|| Watcher::new(keys));
     let stop = call.stop;
@@ -118,6 +120,8 @@ where
         let pumping = async {
             let attached = attached.await;
             let socket = parts.io.into_inner();
+            // The request says how the streams are framed, not what the process runs on.
+            let attached = Attached { tty, ..attached };
             pump(socket, parts.read_buf, attached, watcher, ended).await;
         };
         tokio::select! {
@@ -151,12 +155,13 @@ fn said(tty: bool, error: &Error) -> Attached {
 
 fn over_bodies(
     kind: &'static str,
+    tty: bool,
     attached: impl Future<Output = Attached> + Send + 'static,
     mut body: Option<Incoming>,
     stop: watch::Receiver<bool>,
 ) -> Reply {
     let frames = futures_util::stream::once(attached).flat_map(move |attached| {
-        let Attached { tty, output, input } = attached;
+        let Attached { output, input, .. } = attached;
         if let (Some(input), Some(body)) = (input, body.take()) {
             tokio::spawn(feed(input, body));
         }
@@ -221,7 +226,11 @@ async fn send(
     tty: bool,
 ) -> io::Result<()> {
     let mut pieces = Vec::with_capacity(BATCH);
+    let mut is_first = true;
     while output.recv_many(&mut pieces, BATCH).await > 0 {
+        if std::mem::take(&mut is_first) {
+            head_is_read(client.as_ref()).await;
+        }
         let headers: Vec<[u8; 8]> = pieces
             .iter()
             .map(|(stream, payload)| header(*stream, payload.len()))
@@ -237,6 +246,17 @@ async fn send(
         pieces.clear();
     }
     Ok(())
+}
+
+/// Waits, for a moment at most, until the client has read the answer's head. Some clients read the head with a buffer and the streams
+/// without it (docker-py does): what arrives together with the head would be lost for them.
+async fn head_is_read(client: &UnixStream) {
+    let reading = async {
+        while gantry_linux::ipc::unread_by_peer(client).is_ok_and(|unread| unread > 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let _ = tokio::time::timeout(HEAD_PATIENCE, reading).await;
 }
 
 pub(crate) async fn write_all(
@@ -402,6 +422,30 @@ mod tests {
         let mut got = Vec::new();
         client.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"bye");
+    }
+
+    #[tokio::test]
+    async fn output_waits_until_the_head_was_read() {
+        let (mut client, mut server) = UnixStream::pair().unwrap();
+        server.write_all(b"head").await.unwrap();
+        let (process, output) = mpsc::channel(4);
+        let text = Bytes::from_static(b"text");
+        process.send((Stream::Stdout, text)).await.unwrap();
+        drop(process);
+        let attached = Attached {
+            tty: true,
+            output,
+            input: None,
+        };
+        tokio::spawn(pump(server, Bytes::new(), attached, None, |_| {}));
+        // The pump runs until it waits for the head to be read.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let mut buffer = [0; 100];
+        assert_eq!(client.read(&mut buffer).await.unwrap(), 4);
+        assert_eq!(client.read(&mut buffer).await.unwrap(), 4);
+        assert_eq!(&buffer[..4], b"text");
     }
 
     #[tokio::test]

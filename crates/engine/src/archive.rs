@@ -10,7 +10,7 @@ use crate::files::pack::Packer;
 use crate::files::tree::kind;
 use crate::files::unpack::{Unpack, unpack};
 use crate::files::{CHUNKS_WAITING, ChannelReader, ChannelWriter, diff};
-use crate::{Engine, Record, State};
+use crate::{Engine, Record, State, WaitCondition};
 use bytes::Bytes;
 use gantry_base::{Error, Result, ResultExt};
 use gantry_docker_api::create::ContainerConfig;
@@ -183,6 +183,18 @@ impl Engine {
         .await
     }
 
+    /// Pauses a container that runs; `false` when it ended at that moment, which makes it hold still, too.
+    async fn hold_still(&self, id: &str) -> Result<bool> {
+        let Err(error) = self.pause(id).await else {
+            return Ok(true);
+        };
+        let ended = self.wait(id, WaitCondition::NotRunning).await?;
+        match tokio::time::timeout(std::time::Duration::from_secs(1), ended).await {
+            Ok(_) => Ok(false),
+            Err(_) => Err(error),
+        }
+    }
+
     pub async fn commit(&self, r: &str, what: Commit) -> Result<Digest> {
         let record = self.get(r)?;
         match record.state {
@@ -203,10 +215,9 @@ impl Engine {
         let base = self.0.images.get(&record.image.to_string())?;
         let config = image_config(&record, &base.config, &what)?;
         let overlay = self.overlay(&record)?;
-        let frozen = what.pause && matches!(record.state, State::Running(_));
-        if frozen {
-            self.pause(&record.id).await?;
-        }
+        let frozen = what.pause
+            && matches!(record.state, State::Running(_))
+            && self.hold_still(&record.id).await?;
         let (images, image, reference) = (
             self.0.images.clone(),
             record.image.clone(),

@@ -12,6 +12,20 @@ use std::mem::MaybeUninit;
 /// The kernel's limit of descriptors in one message (`SCM_MAX_FD`).
 pub const DESCRIPTORS_PER_MESSAGE: usize = 253;
 
+/// What was written to a stream socket and the peer has not read yet, as the kernel accounts for it (its own overhead included): zero
+/// means that the peer has read everything.
+pub fn unread_by_peer(socket: impl AsFd) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let mut size: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int to the pointer it is given, which is valid for that.
+    // rustix has no wrapper for it.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut size) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(size).unwrap_or(0))
+}
+
 /// Sends the parts as one message together with `descriptors`. Never raises `SIGPIPE`.
 pub fn send(
     socket: impl AsFd,

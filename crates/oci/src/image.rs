@@ -127,10 +127,15 @@ pub struct RunConfig {
 pub struct Healthcheck {
     #[serde(deserialize_with = "null_default")]
     pub test: Vec<String>,
+    #[serde(deserialize_with = "null_default")]
     pub interval: i64,
+    #[serde(deserialize_with = "null_default")]
     pub timeout: i64,
+    #[serde(deserialize_with = "null_default")]
     pub start_period: i64,
+    #[serde(deserialize_with = "null_default")]
     pub start_interval: i64,
+    #[serde(deserialize_with = "null_default")]
     pub retries: i64,
 }
 

@@ -796,15 +796,6 @@ fn log(host: &mut HostConfig) -> Result<()> {
             other => refuse!("unknown log opt '{other}' for json-file log driver"),
         }
     }
-    let files = log
-        .config
-        .get("max-file")
-        .and_then(|v| v.parse::<u32>().ok())
-        .unwrap_or(1);
-    let unbounded = log.config.get("max-size").is_none_or(|v| v == "-1");
-    if files > 1 && unbounded {
-        refuse!("max-file cannot be set without max-size");
-    }
     Ok(())
 }
 
