@@ -13,5 +13,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         println!("installing cargo-deny (cargo install; takes some minutes)");
         must(Command::new("cargo").args(["install", "--locked", "cargo-deny"]))?;
     }
-    must(Command::new("cargo").args(["deny", "--locked", "check"]))
+    must(Command::new("cargo").args(["deny", "--locked", "check", "bans", "licenses", "sources"]))?;
+    // Apart, because it fetches the advisory database: without a network the rest has been checked.
+    must(Command::new("cargo").args(["deny", "--locked", "check", "advisories"]))
 }
