@@ -699,7 +699,9 @@ mod tests {
     /// Every way to replace one value in the document by null.
     fn nulled(value: &serde_json::Value) -> Vec<serde_json::Value> {
         use serde_json::Value;
-        let inner: Vec<(Value, Box<dyn Fn(Value) -> Value>)> = match value {
+        /// A part of a document, and how the whole looks with that part replaced.
+        type Part = (Value, Box<dyn Fn(Value) -> Value>);
+        let inner: Vec<Part> = match value {
             Value::Object(map) => map
                 .iter()
                 .map(|(key, inner)| {
