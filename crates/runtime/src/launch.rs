@@ -497,12 +497,21 @@ fn exec_in(
     })
     .failed("joining the PID namespace")?;
     let mut born_in_cgroup = join.unified.is_some();
-    let cloned = match namespace::clone3(0, join.unified.as_ref().map(AsFd::as_fd)) {
-        Err(_) if born_in_cgroup => {
-            born_in_cgroup = false;
-            namespace::clone3(0, None)
-        }
-        other => other,
+    let born_in = |cgroup: &OwnedFd| namespace::clone3(0, Some(cgroup.as_fd()));
+    let cloned = match &join.unified {
+        None => namespace::clone3(0, None),
+        Some(cgroup) => match born_in(cgroup) {
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => target
+                .cgroup
+                .unified_of(target.pid)
+                .and_then(|c| born_in(&c)),
+            // Before 5.7 there is no CLONE_INTO_CGROUP.
+            Err(_) => {
+                born_in_cgroup = false;
+                namespace::clone3(0, None)
+            }
+            made => made,
+        },
     };
     let (pid, pidfd) = match cloned.failed("clone")? {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),

@@ -55,7 +55,19 @@ pub(crate) fn report(socket: &OwnedFd, failure: &Failure) {
         u8::try_from(failure.code).unwrap_or(128),
         u8::from(failure.plain),
     ];
-    let _ = ipc::send(socket, &[IoSlice::new(&head), IoSlice::new(text)], &[]);
+    if ipc::send(socket, &[IoSlice::new(&head), IoSlice::new(text)], &[]).is_err() {
+        // The caller that made us has ended, as create does; who started us reads the container's stderr.
+        let _ = rustix::io::write(rustix::stdio::stderr(), text);
+        let _ = rustix::io::write(rustix::stdio::stderr(), b"\n");
+    }
+}
+
+/// Until the exec nobody in the container may look into this process: it still holds the host's memory, rights and descriptors.
+pub(crate) fn hide() {
+    // For an ordinary user it would also close its own files in /proc.
+    if rustix::process::geteuid().is_root() {
+        let _ = own::set_dumpable(false);
+    }
 }
 
 /// Through the host's `/proc`, so before the root changes.
@@ -554,6 +566,7 @@ pub(crate) fn run_joined(
     options: Options<'_>,
     socket: &OwnedFd,
 ) -> ! {
+    hide();
     let Err(failure) = join_and_finish(joining, process, stdio, filter, options, socket);
     report(socket, &failure);
     own::exit_now(1)

@@ -260,6 +260,21 @@ impl Cgroup {
         Ok(join)
     }
 
+    /// The v2 cgroup that a process is in now: where a container runs an init that keeps its processes in cgroups of their own, its
+    /// top one takes none any more.
+    pub(crate) fn unified_of(&self, pid: i32) -> io::Result<OwnedFd> {
+        let unified = self.unified().ok_or(io::ErrorKind::NotFound)?;
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+        let path = unified.mount.join(clean(path.unwrap_or_default())?);
+        // Never above the container's own.
+        if !path.starts_with(&unified.directory) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(CWD, &path, flags, Mode::empty())?)
+    }
+
     /// Opens what [`Join::enter`] needs of cgroups that exist.
     pub(crate) fn existing(&self) -> Join {
         let mut join = Join::default();
@@ -388,6 +403,8 @@ impl Cgroup {
         if let Some(file) = &kill_file {
             let _ = write_file(file, "1");
         }
+        // What a v1 freezer holds dies only when it is let go.
+        let frozen = self.v1("freezer").is_some() && self.is_frozen();
         let mut pause = Duration::from_micros(200);
         loop {
             let pids = match self.pids() {
@@ -401,6 +418,9 @@ impl Cgroup {
                 if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
+            }
+            if frozen {
+                let _ = self.thaw();
             }
             if Instant::now() > until {
                 return Err(io::ErrorKind::TimedOut.into());
