@@ -253,6 +253,11 @@ impl Inner {
                 .create(dir.join(folder))
                 .context(|| format!("creating {}", dir.join(folder).display()))?;
         }
+        // ext4 without a journal does not give out an inode for a minute after it was freed, and looks at every such inode of
+        // the block group for each new file: a load after a removal takes seconds, unless it goes elsewhere.
+        if let Ok(tmp) = File::open(dir.join("tmp")) {
+            dirfd::spread_folders(&tmp);
+        }
         let layers: HashMap<String, LayerRow> = db.scan("layers")?.into_iter().collect();
         let next_layer = layers.values().map(|row| row.number + 1).max().unwrap_or(1);
         let inner = Self {
@@ -445,7 +450,11 @@ impl Inner {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let workshop = Workshop {
             store: self,
-            dir: self.dir.join("tmp").join(number.to_string()),
+            // ext4 chooses the place by the name (see `open`): never the same again.
+            dir: self
+                .dir
+                .join("tmp")
+                .join(format!("{number}-{:x}", now_ns())),
             next: AtomicU64::new(0),
         };
         std::fs::create_dir(&workshop.dir)

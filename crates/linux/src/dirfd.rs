@@ -277,6 +277,15 @@ pub fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Tells ext4 that the folders in `dir` have nothing to do with each other, so that each begins in a part of the disk of its
+/// own (`chattr +T`). A hint: other file systems do not know it.
+pub fn spread_folders(dir: impl AsFd) {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    if let Ok(flags) = ioctl_getflags(&dir) {
+        let _ = ioctl_setflags(&dir, flags | IFlags::TOPDIR);
+    }
+}
+
 /// Asks the kernel to begin writing a range to disk and does not wait, so that a later sync finds little to do. A hint: errors do not matter.
 pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) {
     let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
