@@ -418,7 +418,8 @@ pub struct ExecConfig {
     pub attach_stdout: bool,
     #[serde(deserialize_with = "null_default")]
     pub attach_stderr: bool,
-    #[serde(deserialize_with = "null_default")]
+    /// docker-py writes it with a small letter, which Go does not mind.
+    #[serde(alias = "detachKeys", deserialize_with = "null_default")]
     pub detach_keys: String,
     pub env: Option<Vec<String>>,
     #[serde(deserialize_with = "null_default")]
