@@ -4,7 +4,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 XTASK = cargo run --quiet --package xtask --
 
-.PHONY: help up build test check deny doc install uninstall
+.PHONY: help up build test test-long check deny doc install uninstall
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -21,6 +21,11 @@ build: ## target/release/gantry and target/release/gantry-runtime
 test: ## everything CI runs; installs what it needs and says so
 	$(XTASK) setup test
 	$(XTASK) test
+
+test-long: ## kill -9 and lost-exit tests with many rounds: GANTRY_TEST_ROUNDS=100
+	$(XTASK) setup test
+	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-100} cargo test --locked --package gantry --test whole -- kill_9_in_the_middle_of_things --nocapture
+	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry --test whole -- true_under_load --nocapture
 
 check: ## the quick part: format, lints, tidy
 	$(XTASK) check

@@ -16,12 +16,14 @@
 //! Invariants
 //! * [`Db::commit`] answers after the batch is on disk (`fdatasync`); batches that wait together share one sync.
 //! * Batches take effect in the order of their `commit` calls; a batch is whole or absent.
+//! * A failed write (full disk) fails its batch and nothing else: redb refuses all work after an I/O error, so the file is
+//!   closed and opened again, which finds the last durable state.
 
 use crate::{Error, Result, ResultExt};
 use redb::{ReadableDatabase, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
-use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use tokio::sync::oneshot;
 
 const TABLE: TableDefinition<&str, &[u8]> = TableDefinition::new("node");
@@ -67,26 +69,59 @@ type Job = (Batch, oneshot::Sender<Result<()>>);
 /// A handle on the node database. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
-    database: Arc<redb::Database>,
+    file: Arc<File>,
     jobs: mpsc::Sender<Job>,
 }
 
-impl Db {
-    /// Opens or creates the database. `Conflict` when another process has it open, `Internal` when it was written by a newer version.
-    pub fn open(path: &Path) -> Result<Self> {
-        let database = redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| match e {
+/// The open database, or `None` after a failed write until it could be opened again.
+struct File {
+    path: PathBuf,
+    database: RwLock<Option<redb::Database>>,
+}
+
+impl File {
+    fn open(path: &Path) -> Result<redb::Database> {
+        redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => Error::conflict(format!(
                 "{} is in use by another gantry; stop it with `gantry down` or choose another --data-dir",
                 path.display()
             )),
             e => Error::internal(format!("opening the node database {}", path.display())).with_source(e),
-        })?;
-        let database = Arc::new(database);
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let db = Self {
-            database: database.clone(),
-            jobs,
-        };
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&redb::Database) -> Result<T>) -> Result<T> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = database.as_ref() {
+            return act(database);
+        }
+        drop(database);
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(Self::open(&self.path)?);
+        }
+        act(database.as_ref().expect("opened just above"))
+    }
+
+    /// After a failed write: back to what is durable.
+    fn reopen(&self) {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Closed first: the file's lock is held by whoever has it open.
+        *database = None;
+        *database = Self::open(&self.path).ok();
+    }
+}
+
+impl Db {
+    /// Opens or creates the database. `Conflict` when another process has it open, `Internal` when it was written by a newer version.
+    pub fn open(path: &Path) -> Result<Self> {
+        let database = File::open(path)?;
         // The first transaction makes the table, so that reads never meet a missing one.
         let write = database
             .begin_write()
@@ -97,6 +132,15 @@ impl Db {
         write
             .commit()
             .context(|| "committing the node table".into())?;
+        let file = Arc::new(File {
+            path: path.to_owned(),
+            database: RwLock::new(Some(database)),
+        });
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let db = Self {
+            file: file.clone(),
+            jobs,
+        };
         match db.get::<u32>("meta", "schema")? {
             Some(version) if version > SCHEMA => {
                 return Err(Error::internal(format!(
@@ -107,12 +151,12 @@ impl Db {
             Some(_) => {}
             None => {
                 let batch = Batch::new().put("meta", "schema", &SCHEMA);
-                apply(&database, &[&batch])?;
+                file.with(|database| apply(database, &[&batch]))?;
             }
         }
         std::thread::Builder::new()
             .name("db".into())
-            .spawn(move || writer(&database, &queue))
+            .spawn(move || writer(&file, &queue))
             .context(|| "starting the database thread".into())?;
         Ok(db)
     }
@@ -153,51 +197,50 @@ impl Db {
     }
 
     pub fn get<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Option<T>> {
-        let read = self
-            .database
-            .begin_read()
-            .context(|| "reading the node database".into())?;
-        let node = read
-            .open_table(TABLE)
-            .context(|| "reading the node database".into())?;
         let key = format!("{table}/{key}");
-        let Some(value) = node
-            .get(key.as_str())
-            .context(|| format!("reading {key}"))?
-        else {
-            return Ok(None);
-        };
-        serde_json::from_slice(value.value())
-            .context(|| format!("decoding {key}"))
-            .map(Some)
+        self.file.with(|database| {
+            let node = table_of(database)?;
+            let Some(value) = node
+                .get(key.as_str())
+                .context(|| format!("reading {key}"))?
+            else {
+                return Ok(None);
+            };
+            serde_json::from_slice(value.value())
+                .context(|| format!("decoding {key}"))
+                .map(Some)
+        })
     }
 
     /// Every entry of a table in key order, keys without the table's name. Each crate bounds what it puts in.
     pub fn scan<T: DeserializeOwned>(&self, table: &str) -> Result<Vec<(String, T)>> {
-        let read = self
-            .database
-            .begin_read()
-            .context(|| "reading the node database".into())?;
-        let node = read
-            .open_table(TABLE)
-            .context(|| "reading the node database".into())?;
         let (from, to) = (format!("{table}/"), format!("{table}0")); // '0' follows '/'
-        let mut entries = Vec::new();
-        for entry in node
-            .range(from.as_str()..to.as_str())
-            .context(|| format!("scanning {table}"))?
-        {
-            let (key, value) = entry.context(|| format!("scanning {table}"))?;
-            let key = key.value()[from.len()..].to_owned();
-            let value = serde_json::from_slice(value.value())
-                .context(|| format!("decoding {table}/{key}"))?;
-            entries.push((key, value));
-        }
-        Ok(entries)
+        self.file.with(|database| {
+            let mut entries = Vec::new();
+            for entry in table_of(database)?
+                .range(from.as_str()..to.as_str())
+                .context(|| format!("scanning {table}"))?
+            {
+                let (key, value) = entry.context(|| format!("scanning {table}"))?;
+                let key = key.value()[from.len()..].to_owned();
+                let value = serde_json::from_slice(value.value())
+                    .context(|| format!("decoding {table}/{key}"))?;
+                entries.push((key, value));
+            }
+            Ok(entries)
+        })
     }
 }
 
-fn writer(database: &redb::Database, queue: &mpsc::Receiver<Job>) {
+fn table_of(database: &redb::Database) -> Result<redb::ReadOnlyTable<&'static str, &'static [u8]>> {
+    database
+        .begin_read()
+        .context(|| "reading the node database".into())?
+        .open_table(TABLE)
+        .context(|| "reading the node database".into())
+}
+
+fn writer(file: &File, queue: &mpsc::Receiver<Job>) {
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
         while group.len() < GROUP_LIMIT {
@@ -206,10 +249,11 @@ fn writer(database: &redb::Database, queue: &mpsc::Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        let result = apply(
-            database,
-            &group.iter().map(|(batch, _)| batch).collect::<Vec<_>>(),
-        );
+        let batches: Vec<&Batch> = group.iter().map(|(batch, _)| batch).collect();
+        let result = file.with(|database| apply(database, &batches));
+        if result.is_err() {
+            file.reopen();
+        }
         for (_, done) in group {
             let answer = match &result {
                 Ok(()) => Ok(()),

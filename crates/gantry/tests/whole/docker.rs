@@ -653,8 +653,8 @@ fn true_under_load_loses_no_exit_code() {
             });
         }
         let runs = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for number in 0..60 {
-                let code = number % 4;
+            for number in 0..crate::rounds(60) {
+                let code = i32::try_from(number % 4).unwrap();
                 let done = world.docker(&[
                     "run",
                     "--rm",

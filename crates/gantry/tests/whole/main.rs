@@ -34,3 +34,10 @@ fn busybox() -> World {
 fn stopped() -> World {
     World::stopped(GANTRY, Options::default())
 }
+
+/// How often a test repeats: `usual`, or what `GANTRY_TEST_ROUNDS` says (`make test-long`).
+fn rounds(usual: u64) -> u64 {
+    std::env::var("GANTRY_TEST_ROUNDS").map_or(usual, |text| {
+        text.parse().expect("GANTRY_TEST_ROUNDS is a number")
+    })
+}

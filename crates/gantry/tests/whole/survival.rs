@@ -166,11 +166,15 @@ fn what_ended_meanwhile_has_its_exit_code() {
 
 #[test]
 fn kill_9_in_the_middle_of_things() {
-    // Seeded by the round: each one kills at another moment of a busy client. Afterwards all is whole or gone.
+    // Each round kills at another seeded moment of a busy client. Afterwards all is whole or gone.
     let mut world = busybox();
-    for round in 0..6_u64 {
+    let archive = world.folder().join("again.tar");
+    let archive = archive.to_str().unwrap();
+    world.docker(&["save", "-o", archive, "busybox"]).ok();
+    let mut seed = 0x5eed_u64;
+    for round in 0..crate::rounds(6) {
         let script = format!(
-            "for i in 1 2 3 4 5 6; do docker run --rm --name r{round}-$i busybox true; docker run -d --name d{round}-$i busybox sleep 600; docker exec d{round}-$i true; docker rm -f d{round}-$i; done >/dev/null 2>&1"
+            "for i in 1 2 3 4 5 6; do docker run --rm --name r{round}-$i busybox true; docker create --name c{round}-$i busybox true; docker start c{round}-$i; docker run -d --name d{round}-$i busybox sleep 600; docker exec d{round}-$i true; docker load -i {archive}; docker stop -t 0 d{round}-$i; docker rm -f d{round}-$i; done >/dev/null 2>&1"
         );
         let like = world.docker_command(&["version"]);
         let mut client = world.enter("sh");
@@ -181,7 +185,11 @@ fn kill_9_in_the_middle_of_things() {
             }
         }
         let mut client = client.spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(40 + 170 * (round * 7 % 6)));
+        // A linear congruential step: the same moments in every run.
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(std::time::Duration::from_millis(20 + (seed >> 33) % 1200));
         world.kill();
         client.wait().unwrap();
         world.up();
@@ -360,4 +368,106 @@ fn after_a_reboot() {
         .ok();
     assert_eq!(plain, "0", "a stale pid or address");
     world.docker(&["start", "plain"]).ok();
+}
+
+/// A small file system under the daemon's data directory.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn under(folder: PathBuf) -> Self {
+        std::fs::create_dir_all(&folder).unwrap();
+        let status = std::process::Command::new("mount")
+            // More than what loading an image leaves free.
+            .args(["-t", "tmpfs", "-o", "size=320m,mode=700", "none"])
+            .arg(&folder)
+            .status()
+            .unwrap();
+        assert!(status.success(), "mounting a small file system");
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers() {
+    let mut world = World::stopped(
+        GANTRY,
+        Options {
+            isolated: true,
+            ..Options::default()
+        },
+    );
+    let disk = SmallDisk::under(world.data_dir());
+    world.up();
+    world.load_busybox();
+    world
+        .docker(&[
+            "run",
+            "-d",
+            "--name",
+            "before",
+            "busybox",
+            "sh",
+            "-c",
+            "while :; do echo line; sleep 0.2; done",
+        ])
+        .ok();
+    let pid = world
+        .docker(&["inspect", "-f", "{{.State.Pid}}", "before"])
+        .ok();
+
+    let filler = disk.0.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    for block in [vec![1_u8; 1 << 20], vec![1_u8; 4096]] {
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+    drop(file);
+    let mut refusals = 0;
+    for number in 0..40 {
+        let done = world.docker(&[
+            "create",
+            "--name",
+            &format!("full{number}"),
+            "busybox",
+            "true",
+        ]);
+        if done.code != 0 {
+            refusals += 1;
+            assert!(
+                done.stderr.contains("No space left on device")
+                    || done.stderr.contains("no space left on device"),
+                "{done}"
+            );
+        }
+    }
+    assert!(refusals > 0, "a full disk refused nothing");
+    assert!(alive(&pid), "a full disk ended a running container");
+
+    std::fs::remove_file(&filler).unwrap();
+    world.docker(&["run", "--rm", "busybox", "true"]).ok();
+    // What was refused is not there, what was answered is, and a new daemon agrees.
+    let listed = names(&world);
+    assert_eq!(listed.lines().count(), 40 - refusals + 1, "{listed}");
+    world.kill();
+    world.up();
+    assert_eq!(names(&world), listed);
+    assert!(alive(&pid));
+    for id in world.docker(&["ps", "-aq"]).ok().lines() {
+        world.docker(&["rm", "-f", id]).ok();
+    }
+    // The purge empties the small disk; the mount itself is this test's.
+    world.gantry(&["down", "--purge"]).ok();
+    drop(disk);
+}
+
+fn names(world: &World) -> String {
+    world.docker(&["ps", "-a", "--format", "{{.Names}}"]).ok()
 }
