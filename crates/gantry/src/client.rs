@@ -11,7 +11,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The version whose documents these verbs read.
 const API: &str = "/v1.50";
@@ -46,6 +46,10 @@ impl Client {
 
     pub fn at(socket: PathBuf) -> Self {
         Self { socket }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Sends one request; an error status becomes the API's own message.

@@ -7,6 +7,9 @@
 //!      ── run, ps, logs, …  thin clients of the same API over the unix socket
 //! ```
 //! Start with [`cmd::up`]; [`settings`] says what each flag means; [`instance`] is what one data directory owns.
+//! The allocator is the system's: mimalloc was tried and held 22 MiB idle and 46 MiB after an image was loaded, where this one
+//! holds 12 and 17, with no start being faster.
+//!
 //! stdout is data, stderr is talk. Exit codes: 0 done, 1 refused or failed (one sentence), 2 wrong usage.
 
 #![forbid(unsafe_code)]
@@ -29,10 +32,6 @@ mod settings;
 use clap::Parser;
 use std::ffi::OsString;
 use std::process::ExitCode;
-
-/// The server allocates and frees in bursts; this allocator gives the pages back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();

@@ -25,7 +25,7 @@ pub async fn run(client: &Client) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes what is missing (image, container), starts it, and answers with the lines to show.
+/// Makes what is missing (image, container), starts it, and answers with the lines to show, six at most.
 pub async fn up(client: &Client) -> anyhow::Result<Vec<String>> {
     let found = client.get(&format!("/containers/{NAME}/json")).await.ok();
     if found.is_none() {
@@ -43,16 +43,38 @@ pub async fn up(client: &Client) -> anyhow::Result<Vec<String>> {
         .as_str()
         .context("the demo container publishes no port")?
         .to_owned();
+    let gantry = own_name();
     Ok(vec![
-        format!("  http://127.0.0.1:{port}/          the demo container's page"),
-        format!("  docker logs -f {NAME}         who asked for it"),
-        format!("  docker stats {NAME}           what it uses"),
+        format!("the demo container serves http://127.0.0.1:{port}/   next:"),
+        format!("  export DOCKER_HOST=unix://{}", client.socket().display()),
+        "  docker ps".to_owned(),
+        format!("  docker logs -f {NAME}"),
+        format!("  docker stats {NAME}"),
+        format!(
+            "stop: {gantry} down   (containers run on; with --purge they and everything else go)"
+        ),
     ])
+}
+
+/// What to type for this program: its name when the shell finds it by that, otherwise its path.
+fn own_name() -> String {
+    let Ok(own) = std::env::current_exe() else {
+        return "gantry".to_owned();
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path)
+        .map(|folder| folder.join("gantry"))
+        .find(|candidate| candidate.is_file());
+    if first.is_some_and(|found| found.canonicalize().ok() == own.canonicalize().ok()) {
+        "gantry".to_owned()
+    } else {
+        own.display().to_string()
+    }
 }
 
 async fn create(client: &Client) -> anyhow::Result<()> {
     if client.get(&format!("/images/{IMAGE}/json")).await.is_err() {
-        load_archive(client, Box::new(std::io::Cursor::new(archive()?)))
+        load_archive(client, Box::new(std::io::Cursor::new(archive()?)), false)
             .await
             .context("loading the demo image")?;
     }

@@ -77,19 +77,20 @@ pub async fn load(client: &Client, args: &LoadArgs) -> anyhow::Result<ExitCode> 
             Box::new(io::stdin())
         }
     };
-    load_archive(client, source).await
+    load_archive(client, source, true).await
 }
 
-/// Sends an archive to the daemon and shows what it says.
+/// Sends an archive to the daemon and, unless `loud` is false, shows what it says.
 pub async fn load_archive(
     client: &Client,
     source: Box<dyn Read + Send>,
+    loud: bool,
 ) -> anyhow::Result<ExitCode> {
     let tar = (header::CONTENT_TYPE, "application/x-tar");
     let answer = client
         .send(Method::POST, "/images/load?quiet=1", upload(source), &[tar])
         .await?;
-    progress(answer.into_body()).await
+    progress(answer.into_body(), loud).await
 }
 
 /// A body that reads as the connection takes it, on a thread that may block.
@@ -116,8 +117,8 @@ pub fn upload(mut source: Box<dyn Read + Send>) -> Body {
     StreamBody::new(pieces).boxed_unsync()
 }
 
-/// JSON lines of a long operation: streams and statuses are shown, an error ends it.
-async fn progress(mut body: Incoming) -> anyhow::Result<ExitCode> {
+/// JSON lines of a long operation: streams and statuses are shown if `loud`, an error ends it.
+async fn progress(mut body: Incoming, loud: bool) -> anyhow::Result<ExitCode> {
     let mut pending = Vec::new();
     while let Some(piece) = body.frame().await {
         let Ok(bytes) = piece.context("reading the daemon's progress")?.into_data() else {
@@ -126,22 +127,25 @@ async fn progress(mut body: Incoming) -> anyhow::Result<ExitCode> {
         pending.extend_from_slice(&bytes);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
-            show(&line)?;
+            show(&line, loud)?;
         }
         if pending.len() > LINE_LIMIT {
             bail!("the daemon sent a progress line of more than {LINE_LIMIT} bytes");
         }
     }
-    show(&pending)?;
+    show(&pending, loud)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(line: &[u8]) -> anyhow::Result<()> {
+fn show(line: &[u8], loud: bool) -> anyhow::Result<()> {
     let Ok(message) = serde_json::from_slice::<Value>(line) else {
         return Ok(());
     };
     if let Some(error) = message["error"].as_str() {
         bail!("{error}");
+    }
+    if !loud {
+        return Ok(());
     }
     if let Some(text) = message["stream"].as_str() {
         output::print(text)?;
@@ -200,7 +204,7 @@ pub async fn pull(client: &Client, name: &str) -> anyhow::Result<ExitCode> {
         )
         .await?
         .into_body();
-    progress(body).await
+    progress(body, true).await
 }
 
 pub async fn remove(client: &Client, args: &RmiArgs) -> anyhow::Result<ExitCode> {

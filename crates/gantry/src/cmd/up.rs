@@ -101,11 +101,13 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         match &settings.docker {
             Some(socket) if up.demo => {
                 let client = Client::at(socket.clone());
-                for line in demo::up(&client).await.context("running the demo")? {
-                    talk.line(&line);
+                match demo::up(&client).await {
+                    Ok(lines) => lines.iter().for_each(|line| talk.line(line)),
+                    // The platform serves; only its demo does not.
+                    Err(error) => {
+                        talk.line(&format!("gantry: the demo: {}", crate::sentence(&error)));
+                    }
                 }
-                talk.line(&format!("  export DOCKER_HOST=unix://{}", socket.display()));
-                talk.line("  gantry down                        stop; containers run on (--purge: they do not)");
             }
             Some(socket) => newcomer_lines(socket, talk),
             None => {}
