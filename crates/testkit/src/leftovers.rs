@@ -131,12 +131,23 @@ pub fn cgroup_members(instance: &str) -> Vec<i32> {
     pids
 }
 
-/// Removes the instance's empty cgroups.
+/// Removes the instance's cgroups. A spawner or supervisor that is ending keeps its own busy for a moment: waited for, at most [`BUSY_LIMIT`].
 pub fn remove_cgroups(instance: &str) {
-    for folder in instance_folders(instance) {
-        let _ = std::fs::remove_dir(folder);
+    let until = std::time::Instant::now() + BUSY_LIMIT;
+    loop {
+        let folders = instance_folders(instance);
+        for folder in &folders {
+            let _ = std::fs::remove_dir(folder);
+        }
+        if folders.is_empty() || std::time::Instant::now() > until {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
+
+/// How long processes that were told to end may take.
+const BUSY_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The instance's cgroups and all below, deepest first.
 fn instance_folders(instance: &str) -> Vec<std::path::PathBuf> {
