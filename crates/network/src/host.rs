@@ -248,6 +248,10 @@ pub(crate) fn remove(nft: &mut nft::Socket, instance: &str) -> Result<()> {
     let mut socket = RouteSocket::open().context(context)?;
     let mut foreign_bridge = false;
     for interface in socket.interfaces().context(context)? {
+        // The kernel takes a pair away some time after its namespace ended; purged means now.
+        if interface.kind == "veth" && names::is_own_pair(instance, &interface.name) {
+            socket.delete_link(&interface.name).context(context)?;
+        }
         if interface.kind != "bridge" {
             continue;
         }

@@ -79,6 +79,21 @@ pub(crate) fn host_interface(instance: &str, id: &str) -> String {
     }
 }
 
+/// Whether an interface of kind veth with this name is the host's side of one of the instance's pairs.
+pub(crate) fn is_own_pair(instance: &str, name: &str) -> bool {
+    match tag(instance) {
+        None => name
+            .strip_prefix("gv")
+            .is_some_and(|rest| rest.len() == 10 && rest.bytes().all(|b| b.is_ascii_hexdigit())),
+        Some(tag) => name.strip_prefix(&tag).is_some_and(|rest| {
+            rest.len() == 6
+                && rest
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+        }),
+    }
+}
+
 /// 64 random hexadecimal digits.
 pub(crate) fn new_id() -> Result<String> {
     let mut bytes = [0; 32];
@@ -120,6 +135,13 @@ mod tests {
             let veth = host_interface(instance, &id);
             assert!(veth.len() <= 15, "{veth}");
             assert!(!is_own_bridge(instance, &veth));
+            for other in instances {
+                assert_eq!(
+                    is_own_pair(other, &veth),
+                    other == instance,
+                    "{other} {veth}"
+                );
+            }
         }
         assert_eq!(default_bridge("gantry-1a2b3c4d"), "g1a2b3c4d-0");
     }
