@@ -5,9 +5,10 @@
 
 use super::validate::{self, Seccomp};
 use super::{Record, mounts::option};
-use crate::facts::{CAPABILITIES, Facts, RLIMITS};
+use crate::facts::{Facts, RLIMITS};
 use gantry_base::{Error, Result};
 use gantry_docker_api::create::{ExecConfig, HostConfig};
+use gantry_linux::capabilities::NAMES as CAPABILITIES;
 use gantry_oci::runtime::{
     self as oci, BlockIo, Capabilities, Cpu, Device, DeviceRule, Linux, LinuxNamespace, Memory,
     Mount, NamespaceKind, Pids, Process, Resources, Rlimit, Root, Spec, User,

@@ -4,11 +4,12 @@
 //! [`request`] checks and completes a request; [`merge`] adds the image's defaults; [`ports`] lists what is to be published.
 
 use super::names;
-use crate::facts::{CAPABILITIES, Facts, RLIMITS, parse_list};
+use crate::facts::{Facts, RLIMITS, parse_list};
 use gantry_base::{Error, ErrorKind, Result};
 use gantry_docker_api::create::{
     ContainerConfig, CreateContainer, HostConfig, RestartPolicy, Ulimit,
 };
+use gantry_linux::capabilities::NAMES as CAPABILITIES;
 use gantry_network::PortRequest;
 use gantry_oci::image::{Healthcheck, RunConfig};
 use std::net::IpAddr;
