@@ -278,8 +278,7 @@ impl Engine {
                 let root =
                     rustix::fs::open(format!("/proc/{}/root", process.pid), flags, Mode::empty());
                 // Looked at after the opening: a number that went to another process by then shows another start.
-                let same = crate::top::start_ticks(process.pid) == Some(process.start_ticks);
-                Ok(root.ok().filter(|_| same).map(View::of))
+                Ok(root.ok().filter(|_| process.is_alive()).map(View::of))
             })
             .await?;
             if let Some(view) = opened {

@@ -1,5 +1,6 @@
 //! Where a process's cgroups lie on this node, for cgroup v1, hybrid and v2. Reading only.
 
+use gantry_linux::mountinfo;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -33,7 +34,7 @@ impl Cgroups {
         let hierarchies = match HIERARCHIES.get() {
             Some(hierarchies) => hierarchies,
             None => {
-                let read = hierarchies(&std::fs::read_to_string("/proc/self/mountinfo")?);
+                let read = hierarchies(mountinfo::read()?);
                 HIERARCHIES.get_or_init(|| read)
             }
         };
@@ -148,38 +149,27 @@ impl Hierarchy {
     }
 }
 
-/// proc(5), mountinfo: fields before ` - `: 3 root, 4 mount point; after it: type, source, options.
-fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
-    let mut found: Vec<Hierarchy> = Vec::new();
-    for line in mountinfo.lines() {
-        let Some((mount, kind)) = line.split_once(" - ") else {
-            continue;
-        };
-        let mount: Vec<&str> = mount.split(' ').collect();
-        let kind: Vec<&str> = kind.split(' ').collect();
-        let (Some(root), Some(point), Some(name), Some(options)) =
-            (mount.get(3), mount.get(4), kind.first(), kind.get(2))
-        else {
-            continue;
-        };
-        let controllers = match *name {
+fn hierarchies(mounts: Vec<mountinfo::Entry>) -> Vec<Hierarchy> {
+    let hierarchy = |mount: mountinfo::Entry| {
+        let controllers = match mount.kind.as_str() {
             "cgroup2" => Vec::new(),
-            "cgroup" => options
+            "cgroup" => mount
+                .options
                 .split(',')
                 .filter(|word| {
                     !matches!(*word, "rw" | "ro" | "xattr" | "clone_children" | "noprefix")
                 })
                 .map(str::to_owned)
                 .collect(),
-            _ => continue,
+            _ => return None,
         };
-        found.push(Hierarchy {
+        Some(Hierarchy {
             controllers,
-            mount: PathBuf::from(point),
-            root: (*root).to_owned(),
-        });
-    }
-    found
+            mount: mount.place,
+            root: mount.root,
+        })
+    };
+    mounts.into_iter().filter_map(hierarchy).collect()
 }
 
 #[cfg(test)]
@@ -196,7 +186,7 @@ mod tests {
 
     #[test]
     fn folders_of_a_hybrid_process() {
-        let hierarchies = hierarchies(HYBRID);
+        let hierarchies = hierarchies(mountinfo::parse(HYBRID));
         let found = Cgroups::from(
             &hierarchies,
             "9:name=systemd:/x\n4:memory:/inner/g/1\n2:cpu,cpuacct:/g/1\n0::/g/1\n",

@@ -133,14 +133,12 @@ impl Engine {
         };
         let host_network = record.host_config.network_mode == "host";
         match sample(process.pid, host_network) {
-            // Only if it is still the same process: its number may have gone to another one.
-            Ok(stats) if crate::top::start_ticks(process.pid) == Some(process.start_ticks) => {
-                Ok(Stats {
-                    id: nothing.id,
-                    name: nothing.name,
-                    ..stats
-                })
-            }
+            // Looked at after the reading.
+            Ok(stats) if process.is_alive() => Ok(Stats {
+                id: nothing.id,
+                name: nothing.name,
+                ..stats
+            }),
             // It ended while we looked.
             _ => Ok(nothing),
         }

@@ -60,17 +60,6 @@ impl Engine {
     }
 }
 
-/// Field 22 of `/proc/<pid>/stat`: with the number it names one process for ever.
-pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Column {
     Pid,
@@ -673,6 +662,9 @@ mod tests {
         assert_eq!(terminal(0x0501), "console");
         assert_eq!(printable("a\x1b[2J"), "a?[2J");
         let me = Process::read(std::process::id() as i32).unwrap();
-        assert_eq!(start_ticks(me.pid), Some(me.start_ticks));
+        assert_eq!(
+            gantry_linux::program::start_ticks(me.pid).ok(),
+            Some(me.start_ticks)
+        );
     }
 }

@@ -157,7 +157,7 @@ impl Engine {
 
     /// The same for a container being created.
     pub(crate) async fn volume_claim(&self, request: CreateVolume) -> Result<(Record, Claim)> {
-        let record = plan(request, now_ns(), random_name)?;
+        let record = plan(request, now_ns(), crate::random_id)?;
         let name = record.name.as_str();
         let fail = |e: Error| Error::new(e.kind(), format!("create {name}: {}", e.chain()));
         let _one = self.0.volumes.changes.lock().await;
@@ -408,11 +408,7 @@ impl Engine {
 }
 
 /// The record that a request asks for. Pure but for the name it draws.
-fn plan(
-    request: CreateVolume,
-    now_ns: i64,
-    draw: impl FnOnce() -> Result<String>,
-) -> Result<Record> {
+fn plan(request: CreateVolume, now_ns: i64, draw: impl FnOnce() -> String) -> Result<Record> {
     let CreateVolume {
         mut name,
         driver,
@@ -420,7 +416,7 @@ fn plan(
         options,
     } = request;
     if name.is_empty() {
-        name = draw()?;
+        name = draw();
         labels.insert(ANONYMOUS_LABEL.into(), String::new());
     }
     let fail = |kind, text: String| Error::new(kind, format!("create {name}: {text}"));
@@ -528,13 +524,6 @@ fn placed(options: &BTreeMap<String, String>) -> Result<Place> {
             ),
         )),
     }
-}
-
-fn random_name() -> Result<String> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| Error::internal("the system has no randomness"))?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 fn make_folders(folder: &Path) -> Result<()> {
@@ -730,7 +719,7 @@ mod tests {
                 driver: driver.into(),
                 ..Default::default()
             };
-            plan(request, 0, || Ok("f".repeat(64)))
+            plan(request, 0, || "f".repeat(64))
                 .unwrap_err()
                 .message()
                 .to_owned()
@@ -739,7 +728,7 @@ mod tests {
             refuse("x1", "foo"),
             "create x1: error looking up volume plugin foo: plugin \"foo\" not found"
         );
-        let anonymous = plan(CreateVolume::default(), 7, || Ok("f".repeat(64))).unwrap();
+        let anonymous = plan(CreateVolume::default(), 7, || "f".repeat(64)).unwrap();
         assert!(anonymous.anonymous());
         assert_eq!((anonymous.name.len(), anonymous.created_at_ns), (64, 7));
     }

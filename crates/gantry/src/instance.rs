@@ -10,6 +10,7 @@
 
 use anyhow::{Context, bail};
 use gantry_base::file::{Durability, atomic_write};
+use gantry_linux::program::start_ticks;
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
@@ -193,7 +194,7 @@ impl Daemon {
         let pid = Pid::from_raw(self.pid)?;
         let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // Checked after the descriptor is held: from here on the number cannot pass to another process unnoticed.
-        (start_ticks(self.pid) == Some(self.start_ticks)).then_some(fd)
+        (start_ticks(self.pid).ok()? == self.start_ticks).then_some(fd)
     }
 
     /// Sends a signal; a process that is gone already is fine.
@@ -208,18 +209,6 @@ impl Daemon {
             }
         }
     }
-}
-
-/// When process `pid` started, in clock ticks since boot. `None`: there is none.
-pub fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name is in parentheses and may hold anything, so counting starts after the last one.
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
 }
 
 /// Both locks of a running daemon. They end with the process.

@@ -3,13 +3,14 @@
 //! It works from what kernel and disk show, without a daemon and without the node database, so that it also cleans up
 //! after a daemon that cannot start any more. Every step is fine with nothing being there.
 
-use crate::instance::{Daemon, Dirs, start_ticks};
+use crate::instance::{Daemon, Dirs};
 use anyhow::{Context, bail};
+use gantry_linux::mountinfo;
+use gantry_linux::program::start_ticks;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -109,7 +110,7 @@ fn recorded_processes(run_dir: &Path) -> Vec<i32> {
             (state.pid, state.start_ticks),
         ];
         for (pid, ticks) in known {
-            if pid > 0 && start_ticks(pid) == Some(ticks) {
+            if pid > 0 && start_ticks(pid).is_ok_and(|born| born == ticks) {
                 pids.push(pid);
             }
         }
@@ -222,50 +223,8 @@ fn unmount_below(folder: &Path) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// One line of `/proc/self/mountinfo`.
-#[derive(Debug, PartialEq)]
-struct Mount {
-    place: PathBuf,
-    kind: String,
-}
-
-fn mounts() -> anyhow::Result<Vec<Mount>> {
-    let text = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    Ok(String::from_utf8_lossy(&text)
-        .lines()
-        .filter_map(mount)
-        .collect())
-}
-
-/// proc(5), "/proc/pid/mountinfo": the place is the fifth field, the type follows the lone dash.
-fn mount(line: &str) -> Option<Mount> {
-    let place = line.split(' ').nth(4)?;
-    let (_, tail) = line.split_once(" - ")?;
-    Some(Mount {
-        place: unescape(place),
-        kind: tail.split(' ').next()?.to_owned(),
-    })
-}
-
-/// The kernel writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let bytes = text.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = (bytes[at] == b'\\')
-            .then(|| text.get(at + 1..at + 4))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        if let Some(byte) = octal {
-            plain.push(byte);
-            at += 4;
-        } else {
-            plain.push(bytes[at]);
-            at += 1;
-        }
-    }
-    std::ffi::OsString::from_vec(plain).into()
+fn mounts() -> anyhow::Result<Vec<mountinfo::Entry>> {
+    mountinfo::read().context("reading /proc/self/mountinfo")
 }
 
 /// A socket outside of `R` that a killed daemon left behind, if nobody serves it.
@@ -316,20 +275,6 @@ fn remove_names(folder: &Path, names: &[&str]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mountinfo_is_read() {
-        let line = r"36 35 98:0 /mnt1 /a\040b\134c rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        assert_eq!(
-            mount(line).unwrap(),
-            Mount {
-                place: PathBuf::from(r"/a b\c"),
-                kind: "ext3".into(),
-            }
-        );
-        assert_eq!(mount("garbage"), None);
-        assert_eq!(unescape(r"\9z\"), PathBuf::from(r"\9z\"));
-    }
 
     #[test]
     fn foreign_files_stay() {

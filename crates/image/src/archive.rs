@@ -9,7 +9,7 @@
 //! The list of images stands at the end of most archives, so layers are unpacked before it is known which image they
 //! belong to. A layer of the same size as a known blob is compared with it instead; only when they differ is it written.
 
-use crate::layer::{Budget, tar_error};
+use crate::layer::{Budget, clean, tar_error};
 use crate::spool::{
     Codec, Done, Job, Peeked, Slot, Spool, SpoolWriter, sha256, take_slot, unpack, with_workers,
 };
@@ -359,19 +359,6 @@ impl ArchiveReader<'_> {
         writer.write(&head, self.budget)?;
         Ok(Sink::Spool(writer, codec, slot))
     }
-}
-
-/// The name without `.`, empty parts and leading slash; `None` when it leads out of the archive.
-fn clean(path: &[u8]) -> Option<Vec<u8>> {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in path.split(|&b| b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => drop(parts.pop()?),
-            part => parts.push(part),
-        }
-    }
-    Some(parts.join(&b'/'))
 }
 
 trait SplitByte {

@@ -162,9 +162,9 @@ fn show(path: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(path))
 }
 
-/// The path from the layer's root without leading slash, `.` and empty parts; `..` is resolved by the text alone.
+/// The path from the root of a layer or archive without leading slash, `.` and empty parts; `..` is resolved by the text alone.
 /// Empty for the root itself, `None` when it leads out of the root.
-fn clean(path: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn clean(path: &[u8]) -> Option<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|&b| b == b'/') {
         match part {

@@ -6,6 +6,7 @@ pub mod conntrack;
 pub mod dirfd;
 pub mod ipc;
 pub mod mount;
+pub mod mountinfo;
 pub mod namespace;
 pub mod net;
 pub mod netlink;

@@ -11,8 +11,8 @@
 
 use crate::proto::packet;
 use crate::supervisor;
-use gantry_linux::ipc;
 use gantry_linux::program::{self, Fork, Title};
+use gantry_linux::{ipc, mountinfo};
 use rustix::fd::OwnedFd;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -56,7 +56,7 @@ fn run() -> io::Result<()> {
         let _ = title.set(&["gantry-runtime", "spawner", "--cgroup", cgroup]);
     }
     let _ = rustix::thread::set_name(c"gantry-spawner");
-    for hierarchy in hierarchies(&fs::read_to_string("/proc/self/mountinfo")?) {
+    for hierarchy in hierarchies(&mountinfo::read()?) {
         // A hierarchy that refuses (read-only, delegated elsewhere) is one in which supervisors stay with the daemon.
         let _ = enter(&hierarchy, cgroup);
     }
@@ -161,19 +161,17 @@ struct Hierarchy {
     cpuset: bool,
 }
 
-fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
-    let parse = |line: &str| {
-        // proc(5): … (5) mount point … - (9) type, (10) source, (11) super options
-        let (front, back) = line.split_once(" - ")?;
-        let mut back = back.split(' ');
-        let (kind, options) = (back.next()?, back.nth(1)?);
-        (kind == "cgroup" || kind == "cgroup2").then(|| Hierarchy {
-            mount: front.split(' ').nth(4).unwrap_or_default().into(),
-            v2: kind == "cgroup2",
-            cpuset: options.split(',').any(|option| option == "cpuset"),
+fn hierarchies(mounts: &[mountinfo::Entry]) -> Vec<Hierarchy> {
+    let cgroups = mounts
+        .iter()
+        .filter(|mount| mount.kind == "cgroup" || mount.kind == "cgroup2");
+    cgroups
+        .map(|mount| Hierarchy {
+            mount: mount.place.clone(),
+            v2: mount.kind == "cgroup2",
+            cpuset: mount.has_option("cpuset"),
         })
-    };
-    mountinfo.lines().filter_map(parse).collect()
+        .collect()
 }
 
 /// Moves this process. In a v1 hierarchy by `tasks`, which for one thread takes no lock that the whole kernel shares.
@@ -215,7 +213,7 @@ mod tests {
         let table = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
             34 31 0:31 / /sys/fs/cgroup/cpuset rw,relatime shared:9 - cgroup cgroup rw,cpuset\n\
             41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-        let found: Vec<_> = hierarchies(table)
+        let found: Vec<_> = hierarchies(&mountinfo::parse(table))
             .into_iter()
             .map(|h| (h.mount.display().to_string(), h.v2, h.cpuset))
             .collect();

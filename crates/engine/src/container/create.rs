@@ -44,7 +44,8 @@ impl Engine {
         } = request;
         self.resolve_containers(&mut host_config)?;
         let networks = self.networks_of(&host_config, endpoints);
-        let ports = validate::ports(&config, &host_config)?;
+        // Only looked at: they are bound at each start.
+        validate::ports(&config, &host_config)?;
         let plan = mounts::plan(
             &config,
             &host_config,
@@ -56,7 +57,6 @@ impl Engine {
                 "this node has {CONTAINERS_LIMIT} containers, the most it may have"
             )));
         }
-        drop(ports);
 
         let id = crate::random_id();
         if config.hostname.is_empty() && !host_config.network_mode.starts_with("container:") {

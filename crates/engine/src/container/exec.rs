@@ -91,13 +91,7 @@ impl Engine {
             )));
         }
         let id = crate::random_id();
-        let words = config
-            .cmd
-            .iter()
-            .flatten()
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(" ");
+        let words = config.cmd.as_deref().unwrap_or_default().join(" ");
         let exec = Exec {
             id: id.clone(),
             container_id: record.id.clone(),
@@ -181,13 +175,7 @@ impl Engine {
             inner.exec.pid = session.started.pid;
             inner.connection = Some(input.clone());
         }
-        let words = config
-            .cmd
-            .iter()
-            .flatten()
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(" ");
+        let words = config.cmd.as_deref().unwrap_or_default().join(" ");
         self.say(&record, format!("exec_start: {words}"), &[("execID", id)]);
         let (sender, output) = mpsc::channel(OUTPUT_QUEUE);
         let listener = (!how.detach).then_some(sender);

@@ -126,6 +126,13 @@ pub struct Exit {
     pub finished_at_ns: i64,
 }
 
+impl Process {
+    /// Whether it is still this process: its number may have gone to another one.
+    pub(crate) fn is_alive(&self) -> bool {
+        gantry_linux::program::start_ticks(self.pid).is_ok_and(|born| born == self.start_ticks)
+    }
+}
+
 impl State {
     /// Docker's `State.Status`.
     pub fn status(&self) -> &'static str {

@@ -263,20 +263,16 @@ fn namespaces() -> Vec<Line> {
 }
 
 fn cgroups() -> Vec<Line> {
-    let mountinfo = read("/proc/self/mountinfo");
-    let v2 = mountinfo.lines().find_map(|line| {
-        let (head, tail) = line.split_once(" - ")?;
-        tail.starts_with("cgroup2 ")
-            .then(|| head.split(' ').nth(4).map(str::to_owned))?
-    });
-    // The first column names a controller, the last says whether it is switched on.
-    let v1: Vec<&str> = mountinfo
-        .lines()
-        .filter_map(|line| line.split_once(" - cgroup ")?.1.rsplit(' ').next())
-        .flat_map(|options| options.split(','))
+    let mounts = gantry_linux::mountinfo::read().unwrap_or_default();
+    let v2 = mounts.iter().find(|mount| mount.kind == "cgroup2");
+    // Among a v1 hierarchy's options are its controllers.
+    let v1: Vec<&str> = mounts
+        .iter()
+        .filter(|mount| mount.kind == "cgroup")
+        .flat_map(|mount| mount.options.split(','))
         .collect();
     let unified = v2
-        .map(|place| read(Path::new(&place).join("cgroup.controllers")))
+        .map(|mount| read(mount.place.join("cgroup.controllers")))
         .unwrap_or_default();
     let unified: Vec<&str> = unified.split_whitespace().collect();
     if v1.is_empty() && unified.is_empty() {

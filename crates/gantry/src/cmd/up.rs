@@ -3,12 +3,13 @@
 use super::{demo, detach};
 use crate::args::{DirArgs, UpArgs};
 use crate::client::Client;
-use crate::instance::{Daemon, Locks, start_ticks};
+use crate::instance::{Daemon, Locks};
 use crate::listener::Listener;
 use crate::settings::Settings;
 use crate::{logging, runtime_program};
 use anyhow::{Context, bail};
 use gantry_engine::Engine;
+use gantry_linux::program::start_ticks;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
