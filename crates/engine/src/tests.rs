@@ -641,6 +641,30 @@ fn health_is_watched() {
 }
 
 #[test]
+fn a_wait_between_the_record_and_the_waking_has_the_exit_code() {
+    let node = Node::new();
+    node.run(async |engine| {
+        let id = engine
+            .create(shell("ended", "exit 7", no_host()))
+            .await
+            .unwrap()
+            .id;
+        // What another thread sees of `exited` before it has told the waiters.
+        let slot = engine.0.containers.find(&id).unwrap();
+        let mut record = (*slot.record()).clone();
+        record.state = State::Exited(crate::container::Exit {
+            code: 7,
+            oom_killed: false,
+            error: String::new(),
+            started_at_ns: 1,
+            finished_at_ns: 2,
+        });
+        slot.set(record);
+        assert_eq!(code(&engine, &id, WaitCondition::NotRunning).await, 7);
+    });
+}
+
+#[test]
 fn volumes_keep_files_and_anonymous_ones_go() {
     let node = Node::new();
     node.run(async |engine| {

@@ -1,6 +1,6 @@
 //! `docker wait`.
 
-use super::Record;
+use super::{Record, State};
 use crate::Engine;
 use gantry_base::Result;
 use tokio::sync::watch;
@@ -63,13 +63,23 @@ impl Engine {
         // Looked at before the state, so that an exit in between counts.
         let mut moments = slot.moment().subscribe();
         let exits = moments.borrow().exits;
-        let state = slot.record().state.clone();
-        let runs = state.process().is_some() || matches!(state, super::State::Restarting { .. });
-        let done = condition == WaitCondition::NotRunning && !runs;
+        let record = slot.record();
+        let ended = match &record.state {
+            State::Running(_) | State::Paused(_) | State::Restarting { .. } => None,
+            // A removal began after the last exit was noted, and its record no longer says how that was.
+            State::Removing | State::Dead => Some(moments.borrow().last.clone()),
+            // The record is the truth: it shows an exit a moment before the waiters are woken.
+            State::Creating | State::Created { .. } | State::Exited(_) => {
+                Some(Moment::of(&record).last)
+            }
+        };
         Ok(async move {
+            if let Some(waited) = ended.filter(|_| condition == WaitCondition::NotRunning) {
+                return waited;
+            }
             let met = move |moment: &Moment| match condition {
                 WaitCondition::NotRunning | WaitCondition::NextExit => {
-                    done || moment.exits > exits || moment.removed
+                    moment.exits > exits || moment.removed
                 }
                 WaitCondition::Removed => moment.removed,
             };
