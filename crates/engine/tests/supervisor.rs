@@ -63,6 +63,8 @@ struct World {
     dir: tempfile::TempDir,
     instance: String,
     spawner: Spawner,
+    /// Every spawner this world has had. While one executes its program its command line cannot be read yet.
+    spawners: Vec<u32>,
 }
 
 impl World {
@@ -84,11 +86,19 @@ impl World {
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
         fs::write(root.join("bin/text"), "no program").unwrap();
         let spawner = Spawner::open(program(), &instance).await.unwrap();
+        let spawners = spawner.process_id().await.into_iter().collect();
         Self {
             dir,
             instance,
             spawner,
+            spawners,
         }
+    }
+
+    /// What a new daemon does.
+    async fn replace_spawner(&mut self) {
+        self.spawner = Spawner::open(program(), &self.instance).await.unwrap();
+        self.spawners.extend(self.spawner.process_id().await);
     }
 
     fn root(&self) -> PathBuf {
@@ -223,10 +233,27 @@ impl Drop for World {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
-        let left = || !spawners(&self.instance).is_empty() || dirs.iter().any(|dir| dir.exists());
+        // Nobody waits for them, so their numbers stay theirs.
+        let own = || -> Vec<i32> {
+            let lives = |pid: &u32| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+            };
+            let living = self.spawners.iter().copied().filter(lives);
+            living.map(u32::cast_signed).collect()
+        };
+        let left = || {
+            !own().is_empty()
+                || !spawners(&self.instance).is_empty()
+                || dirs.iter().any(|dir| dir.exists())
+        };
         while left() && Instant::now() < deadline {
             // Also spawners that have just been started and are not in there yet.
-            let dying = alive().into_iter().chain(spawners(&self.instance));
+            let dying = alive()
+                .into_iter()
+                .chain(spawners(&self.instance))
+                .chain(own());
             for pid in dying.filter_map(rustix::process::Pid::from_raw) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
@@ -764,7 +791,7 @@ fn no_container_runs_unseen() {
         drop(first);
         let second = daemon();
         second.block_on(async {
-            world.spawner = Spawner::open(program(), &world.instance).await.unwrap();
+            world.replace_spawner().await;
             match adopt(&run_dir).await.unwrap() {
                 Adopted::Running(handle, _) => {
                     handle.signal(9).await.unwrap();
