@@ -15,6 +15,7 @@ up: ## build, start the platform, run the demo container; again: finds it as it 
 	$(XTASK) up
 
 build: ## target/release/gantry and target/release/gantry-runtime
+	$(XTASK) setup build
 	cargo build --release --locked --package gantry
 	$(XTASK) dist
 

@@ -20,8 +20,9 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["setup", "up"] => setup::install(&setup::UP),
-        ["setup", "test"] => setup::install(&setup::TEST),
+        ["setup", "build"] => setup::install(setup::BUILD),
+        ["setup", "up"] => setup::install(setup::UP),
+        ["setup", "test"] => setup::install(setup::TEST),
         ["test"] => test::run(),
         ["check"] => test::check(),
         ["tidy"] => tidy::run(),

@@ -25,10 +25,19 @@ const DOCKER: Need = Need {
     packages: &["docker-cli", "docker.io"],
 };
 
-pub(crate) const UP: [Need; 1] = [DOCKER];
+/// The etcd client's protocol code is generated while it is built.
+const PROTOC: Need = Need {
+    what: What::Program("protoc"),
+    packages: &["protobuf-compiler"],
+};
 
-pub(crate) const TEST: [Need; 8] = [
+pub(crate) const BUILD: &[Need] = &[PROTOC];
+
+pub(crate) const UP: &[Need] = &[DOCKER, PROTOC];
+
+pub(crate) const TEST: &[Need] = &[
     DOCKER,
+    PROTOC,
     Need {
         what: What::Package,
         packages: &["busybox-static"],

@@ -1,0 +1,3 @@
+//! The versioned store: keys with revisions, transactions, watches, leases.
+
+#![forbid(unsafe_code)]
