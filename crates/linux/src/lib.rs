@@ -12,6 +12,7 @@ pub mod net;
 pub mod netlink;
 pub mod nft;
 pub mod process;
+pub mod procfs;
 pub mod program;
 pub mod pty;
 pub mod seccomp;

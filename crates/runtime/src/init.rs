@@ -9,6 +9,7 @@ use crate::seccomp::Listener;
 use crate::{devices, hooks, mounts, process};
 use gantry_linux::mount::{self, Attributes, attribute, propagation};
 use gantry_linux::process as own;
+use gantry_linux::procfs::Procfs;
 use gantry_linux::{ipc, namespace, netlink, pty};
 use gantry_oci::runtime::{Linux, Mount, NamespaceKind, Status};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -225,6 +226,7 @@ pub(crate) fn expect(socket: &OwnedFd, kind: u8) -> Result<(), Failure> {
 
 fn enter_namespaces(plan: &mut Plan<'_>) -> Result<(), Failure> {
     let joins = std::mem::take(&mut plan.joins);
+    let mounts_are_theirs = joins.iter().any(|(kind, _)| *kind == namespace::NEWNS);
     let (user, others): (Vec<_>, Vec<_>) = joins
         .into_iter()
         .partition(|(kind, _)| *kind == namespace::NEWUSER);
@@ -240,6 +242,10 @@ fn enter_namespaces(plan: &mut Plan<'_>) -> Result<(), Failure> {
     }
     for (kind, fd) in user.iter().chain(&after_user) {
         namespace::setns(fd, *kind).failed("joining a namespace")?;
+    }
+    if mounts_are_theirs {
+        // From here on descriptors are named through its /proc.
+        Procfs::mounted().failed("joining a mount namespace")?;
     }
     if plan.new_user || !user.is_empty() {
         // Root of the new user namespace; the old ids mean nothing in it.
@@ -267,22 +273,22 @@ fn set_names(plan: &Plan<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Through the host's `/proc`: the kernel looks at the namespaces of who opens the file, not of who mounted.
+/// The kernel looks at the namespaces of who opens the file, not of who mounted.
 fn write_sysctls(linux: &Linux) -> Result<(), Failure> {
+    if linux.sysctl.is_empty() {
+        return Ok(());
+    }
+    let proc = Procfs::private().failed("opening a procfs for sysctls")?;
     for (name, value) in &linux.sysctl {
         let path = match name.contains('/') {
             true => name.clone(),
             false => name.replace('.', "/"),
         };
-        let path = Path::new("/proc/sys").join(path);
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-            .map_err(|e| {
-                let path = path.display();
-                Failure::new(128, format!("open {path}: {}", errno_text(&e)))
-            })?;
+        let path = Path::new("sys").join(path);
+        proc.write(&path, value).map_err(|e| {
+            let path = path.display();
+            Failure::new(128, format!("open /proc/{path}: {}", errno_text(&e)))
+        })?;
     }
     Ok(())
 }

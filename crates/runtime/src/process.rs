@@ -14,6 +14,7 @@ use crate::seccomp::{Filter, Listener};
 use crate::{hooks, users};
 use gantry_linux::capabilities::{self, Sets};
 use gantry_linux::process::{self as own, Strings};
+use gantry_linux::procfs::Procfs;
 use gantry_linux::{ipc, namespace, pty};
 use gantry_oci::runtime::{Hook, Personality, Process, Scheduler};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -75,7 +76,8 @@ pub(crate) fn set_oom_score(process: &Process) -> Result<(), Failure> {
     let Some(score) = process.oom_score_adj else {
         return Ok(());
     };
-    std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(|e| {
+    let write = |proc: Procfs| proc.write(Path::new("self/oom_score_adj"), &score.to_string());
+    Procfs::mounted().and_then(write).map_err(|e| {
         Failure::new(
             128,
             format!("write /proc/self/oom_score_adj: {}", errno_text(&e)),
@@ -209,7 +211,8 @@ fn session() -> Result<(), Failure> {
 
 /// So that a program of another user can open `/dev/stdout` again. Descriptors that cannot change hands stay as they are.
 fn give_streams_to(uid: u32) {
-    let null = rustix::fs::stat("/dev/null").map(|s| s.st_rdev).ok();
+    // Not by what is at /dev/null: the container may have put something else there, and the host's own would change hands.
+    let null = rustix::fs::makedev(1, 3);
     for stream in [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
@@ -219,7 +222,7 @@ fn give_streams_to(uid: u32) {
             continue;
         };
         // The null device is everybody's.
-        if stat.st_uid == uid || Some(stat.st_rdev) == null {
+        if stat.st_uid == uid || stat.st_rdev == null {
             continue;
         }
         let _ = rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None);
@@ -491,17 +494,20 @@ fn set_app_armor(profile: &str) -> Result<(), Failure> {
     if profile.is_empty() {
         return Ok(());
     }
-    // The newer place first; a kernel with AppArmor alone has only the second.
+    let refuse = || {
+        Failure::new(
+            128,
+            "unable to apply apparmor profile: apparmor is not available",
+        )
+    };
+    // The container's own /proc may be anything; a lie there would leave the program unconfined.
+    let proc = Procfs::private().map_err(|_| refuse())?;
     let text = format!("exec {profile}");
-    ["/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"]
+    // The newer place first; a kernel with AppArmor alone has only the second.
+    ["self/attr/apparmor/exec", "self/attr/exec"]
         .iter()
-        .find_map(|path| std::fs::write(path, &text).ok())
-        .ok_or_else(|| {
-            Failure::new(
-                128,
-                "unable to apply apparmor profile: apparmor is not available",
-            )
-        })
+        .find_map(|path| proc.write(Path::new(path), &text).ok())
+        .ok_or_else(refuse)
 }
 
 fn install(filter: Option<&Filter>, listener: Option<&Listener>) -> Result<(), Failure> {

@@ -5,7 +5,7 @@
 use crate::launch::Failure;
 use gantry_linux::mount;
 use gantry_oci::runtime::User as Wanted;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -41,6 +41,11 @@ fn read(path: &str) -> String {
     else {
         return String::new();
     };
+    // A device or a socket there is not read: reading alone can do something.
+    let kind = rustix::fs::fstat(&file).map(|s| FileType::from_raw_mode(s.st_mode));
+    if kind != Ok(FileType::RegularFile) {
+        return String::new();
+    }
     let mut bytes = Vec::new();
     let _ = File::from(file).take(FILE_LIMIT).read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
