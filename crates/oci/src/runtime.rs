@@ -55,6 +55,15 @@ pub struct Spec {
     pub annotations: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linux: Option<Linux>,
+    /// Other platforms' parts, kept so that they can be refused and not overlooked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub windows: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solaris: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zos: Option<serde_json::Value>,
 }
 
 /// runtime-spec: "Process".
@@ -415,6 +424,12 @@ pub struct Linux {
     pub time_offsets: BTreeMap<String, TimeOffset>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intel_rdt: Option<serde_json::Value>,
+    /// Of runtime-spec 1.3; kept so that it can be refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net_devices: Option<serde_json::Value>,
+    /// Of runtime-spec 1.3; kept so that it can be refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<serde_json::Value>,
 }
 
 /// Offset of a clock in a time namespace.
@@ -441,11 +456,12 @@ pub struct IdMapping {
 
 /// One kernel namespace: new, or joined by `path`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct LinuxNamespace {
     #[serde(rename = "type")]
     pub kind: NamespaceKind,
     #[serde(
+        default,
         deserialize_with = "null_default",
         skip_serializing_if = "String::is_empty"
     )]

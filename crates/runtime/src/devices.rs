@@ -45,7 +45,11 @@ pub(crate) fn populate(root: &OwnedFd, wanted: &[Device]) -> Result<(), Failure>
         result.map_err(|e| failure(name, e))?;
     }
     for device in wanted {
-        spec_device(root, device).map_err(|e| failure(&device.path, e))?;
+        spec_device(root, device).map_err(|e| {
+            let mut failure = failure(&device.path, e);
+            failure.text.insert_str(0, "linux.devices: ");
+            failure
+        })?;
     }
     for (name, target) in LINKS {
         match rustix::fs::symlinkat(target, &dev, name) {
@@ -56,6 +60,46 @@ pub(crate) fn populate(root: &OwnedFd, wanted: &[Device]) -> Result<(), Failure>
         }
     }
     Ok(())
+}
+
+/// Whether what the spec wants is there, for a `/dev` that is not ours to fill.
+pub(crate) fn expect(root: &OwnedFd, wanted: &[Device]) -> Result<(), Failure> {
+    for device in wanted {
+        let kind = kind_of(device);
+        let same = mount::open_in_root(root, Path::new(&device.path), HANDLE)
+            .and_then(|found| is_device(&found, kind, numbers_of(device)));
+        if !same.unwrap_or(false) {
+            return Err(Failure::new(
+                128,
+                format!(
+                    "linux.devices: {:?} is not in the bind-mounted /dev",
+                    device.path
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_device(found: &OwnedFd, kind: Option<FileType>, numbers: (u32, u32)) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(found)?;
+    let found = FileType::from_raw_mode(stat.st_mode);
+    let device = rustix::fs::makedev(numbers.0, numbers.1);
+    Ok(Some(found) == kind && (found == FileType::Fifo || stat.st_rdev == device))
+}
+
+fn kind_of(device: &Device) -> Option<FileType> {
+    Some(match device.kind.as_str() {
+        "c" | "u" => FileType::CharacterDevice,
+        "b" => FileType::BlockDevice,
+        "p" => FileType::Fifo,
+        _ => return None,
+    })
+}
+
+fn numbers_of(device: &Device) -> (u32, u32) {
+    let number = |n: Option<i64>| u32::try_from(n.unwrap_or(0)).unwrap_or(0);
+    (number(device.major), number(device.minor))
 }
 
 fn node(
@@ -94,21 +138,15 @@ fn spec_device(root: &OwnedFd, device: &Device) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let directory = ensure(root, parent, Kind::Directory)?;
-    let kind = match device.kind.as_str() {
-        "c" | "u" => FileType::CharacterDevice,
-        "b" => FileType::BlockDevice,
-        "p" => FileType::Fifo,
-        _ => return Err(io::ErrorKind::InvalidInput.into()),
-    };
-    let number = |n: Option<i64>| u32::try_from(n.unwrap_or(0)).unwrap_or(0);
+    let kind = kind_of(device).ok_or(io::ErrorKind::InvalidInput)?;
+    let numbers = numbers_of(device);
     let mode = device.file_mode.unwrap_or(0o666) & 0o7777;
-    node(
-        &directory,
-        name,
-        kind,
-        mode,
-        (number(device.major), number(device.minor)),
-    )?;
+    node(&directory, name, kind, mode, numbers)?;
+    // What was there before may be something else under that name.
+    let made = rustix::fs::openat(&directory, name, HANDLE | OFlags::NOFOLLOW, Mode::empty())?;
+    if !is_device(&made, Some(kind), numbers)? {
+        return Err(Errno::EXIST.into());
+    }
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (uid, gid) != (0, 0) {
         rustix::fs::chownat(

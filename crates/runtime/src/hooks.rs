@@ -5,7 +5,7 @@
 use crate::launch::{Failure, Launch, errno_text};
 use gantry_oci::runtime::{Hook, Hooks, State, Status, VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -49,16 +49,12 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
     command
         .env_clear()
         .envs(hook.env.iter().filter_map(|e| e.split_once('=')))
-        .stdin(Stdio::piped())
+        .stdin(input(state).map_err(|e| errno_text(&e))?)
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
     let mut child = command
         .spawn()
         .map_err(|e| format!("fork/exec {}: {}", hook.path, errno_text(&e)))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read it.
-        let _ = stdin.write_all(state.as_bytes());
-    }
     if let Some(seconds) = hook.timeout.filter(|t| *t > 0) {
         wait_at_most(&mut child, seconds)?;
     }
@@ -67,6 +63,15 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{status}, stdout: , stderr: ")),
     }
+}
+
+/// The document as a file in memory: a hook need not read it, and one that does not must not hold us up.
+fn input(state: &str) -> std::io::Result<std::fs::File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("state", flags)?);
+    file.write_all(state.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 fn wait_at_most(child: &mut std::process::Child, seconds: i64) -> Result<(), String> {

@@ -6,7 +6,7 @@ use crate::launch::{Attempt, Failure, Launch, Plan, Stdio, errno_text, message, 
 use crate::process::{Finish, Gate};
 use crate::proto::Rootfs;
 use crate::seccomp::Listener;
-use crate::{devices, hooks, mounts, process};
+use crate::{devices, hooks, launch, mounts, process};
 use gantry_linux::mount::{self, Attributes, attribute, propagation};
 use gantry_linux::process as own;
 use gantry_linux::procfs::Procfs;
@@ -24,77 +24,6 @@ pub(crate) struct Prepared {
     root: Option<OwnedFd>,
     /// By mount of the spec, what it binds.
     sources: Vec<Option<OwnedFd>>,
-}
-
-/// What can be refused before anything is made.
-pub(crate) fn validate(launch: &Launch<'_>, linux: &Linux) -> Result<(), Failure> {
-    let refuse = |text: String| Err(Failure::new(128, text));
-    let process = launch.spec.process.as_ref();
-    if process.is_some_and(|p| p.args.is_empty()) {
-        return refuse("process.args must not be empty".to_owned());
-    }
-    if process.is_some_and(|p| !p.cwd.starts_with('/')) {
-        return refuse("Cwd must be an absolute path".to_owned());
-    }
-    let mut seen = Vec::new();
-    for wanted in &linux.namespaces {
-        if seen.contains(&wanted.kind) {
-            return refuse(format!(
-                "malformed spec file: duplicated ns {:?}",
-                wanted.kind
-            ));
-        }
-        seen.push(wanted.kind);
-    }
-    if !seen.contains(&NamespaceKind::Mount) {
-        // Every mount of ours would land on the host.
-        return refuse("a mount namespace is required".to_owned());
-    }
-    if !launch.spec.hostname.is_empty() && !seen.contains(&NamespaceKind::Uts) {
-        return refuse("unable to set hostname without a private UTS namespace".to_owned());
-    }
-    for name in linux.sysctl.keys() {
-        validate_sysctl(name, linux)?;
-    }
-    Ok(())
-}
-
-/// Only settings that belong to one of the container's own namespaces, and no path tricks.
-fn validate_sysctl(name: &str, linux: &Linux) -> Result<(), Failure> {
-    const IPC: [&str; 9] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-        "fs.mqueue.",
-    ];
-    let dotted = name.replace('/', ".");
-    let own = |kind| linux.namespace(kind).is_some();
-    let separate = if IPC.iter().any(|known| match known.strip_suffix('.') {
-        Some(_) => dotted.starts_with(known),
-        None => dotted == *known,
-    }) {
-        own(NamespaceKind::Ipc)
-    } else if dotted.starts_with("net.") {
-        own(NamespaceKind::Network)
-    } else if dotted.starts_with("user.") {
-        own(NamespaceKind::User)
-    } else if dotted == "kernel.domainname" {
-        own(NamespaceKind::Uts)
-    } else {
-        false
-    };
-    match separate && !dotted.contains("..") {
-        true => Ok(()),
-        false => Err(Failure::new(
-            128,
-            format!("sysctl {name:?} is not in a separate kernel namespace"),
-        )),
-    }
 }
 
 impl Prepared {
@@ -255,6 +184,9 @@ fn enter_namespaces(plan: &mut Plan<'_>) -> Result<(), Failure> {
     if plan.late != 0 {
         namespace::unshare(plan.late).failed("unshare")?;
     }
+    if plan.own_time {
+        launch::new_time_namespace(plan.linux).failed("making the time namespace")?;
+    }
     Ok(())
 }
 
@@ -287,7 +219,10 @@ fn write_sysctls(linux: &Linux) -> Result<(), Failure> {
         let path = Path::new("sys").join(path);
         proc.write(&path, value).map_err(|e| {
             let path = path.display();
-            Failure::new(128, format!("open /proc/{path}: {}", errno_text(&e)))
+            Failure::new(
+                128,
+                format!("linux.sysctl: open /proc/{path}: {}", errno_text(&e)),
+            )
         })?;
     }
     Ok(())
@@ -340,12 +275,7 @@ fn connect_listener(plan: &Plan<'_>) -> Result<Option<Listener>, Failure> {
     if profile.listener_path.is_empty() {
         return Ok(None);
     }
-    // Our pid as the host's /proc has it: the listener is no part of the container.
-    let pid = std::fs::read_link("/proc/self")
-        .ok()
-        .and_then(|link| link.to_str()?.parse().ok())
-        .unwrap_or(0);
-    let state = hooks::state_document(plan.launch, Status::Creating, pid);
+    let state = hooks::state_document(plan.launch, Status::Creating, process::host_pid());
     Listener::connect(profile, &state).map(Some)
 }
 
@@ -387,8 +317,10 @@ fn build_root(
     drop(sources);
     let dev = |m: &&Mount| m.destination.trim_end_matches('/') == "/dev";
     let dev = launch.spec.mounts.iter().rfind(dev);
-    if !dev.is_some_and(|m| mounts::parse(&m.options).bind || m.kind == "bind") {
-        devices::populate(&root, &linux.devices)?;
+    match dev.is_some_and(|m| mounts::parse(&m.options).bind || m.kind == "bind") {
+        false => devices::populate(&root, &linux.devices)?,
+        // Somebody else's folder: what the spec wants must be in it.
+        true => devices::expect(&root, &linux.devices)?,
     }
     let terminal = open_terminal(plan, &root)?;
     if let Some(dev) = dev.filter(|m| m.kind == "tmpfs" && m.options.iter().any(|o| o == "ro")) {

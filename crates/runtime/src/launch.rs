@@ -16,10 +16,10 @@
 use crate::cgroup::{Cgroup, Join};
 use crate::proto::{Link, Rootfs};
 use crate::seccomp::{self, Filter};
-use crate::{hooks, init, mounts, process};
+use crate::{hooks, init, mounts, process, validate};
 use gantry_linux::namespace::{self, Cloned};
 use gantry_linux::{ipc, netlink, program};
-use gantry_oci::runtime::{Linux, NamespaceKind, Process, Resources, Spec, Status};
+use gantry_oci::runtime::{Linux, NamespaceKind, Process, Resources, Seccomp, Spec, State, Status};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions};
@@ -53,6 +53,8 @@ pub struct Options<'a> {
     pub no_new_keyring: bool,
     /// Descriptors 3 … 3+n-1 of the caller that the program keeps.
     pub preserve_fds: u32,
+    /// The container's cgroups, which nobody else may use: the caller has noted them before. `None`: by the spec.
+    pub cgroup: Option<&'a Cgroup>,
     /// A FIFO whose next byte releases the init, instead of [`Launched::start`]: for a caller that ends before.
     pub exec_fifo: Option<&'a Path>,
 }
@@ -111,6 +113,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) joins: Vec<(u64, OwnedFd)>,
     /// Namespaces to make after those joins.
     pub(crate) late: u64,
+    /// The init makes its own time namespace.
+    pub(crate) own_time: bool,
     pub(crate) new_user: bool,
     pub(crate) new_network: bool,
     pub(crate) filter: Option<&'a Filter>,
@@ -129,7 +133,7 @@ fn launch_in(launch: &Launch<'_>) -> Result<Launched, Failure> {
     let linux = launch.spec.linux.as_ref().unwrap_or(&no_linux);
     let no_process = Process::default();
     let process = launch.spec.process.as_ref().unwrap_or(&no_process);
-    init::validate(launch, linux)?;
+    validate::spec(launch.spec).map_err(|e| Failure::new(128, e))?;
     let compiled;
     let filter = match (launch.filter, &linux.seccomp) {
         (Some(filter), _) => Some(filter),
@@ -139,10 +143,16 @@ fn launch_in(launch: &Launch<'_>) -> Result<Launched, Failure> {
         }
         (None, None) => None,
     };
-    let cgroup = Cgroup::for_spec(launch.id, launch.spec).failed("cgroups")?;
+    let cgroup = match launch.options.cgroup {
+        Some(cgroup) => cgroup.clone(),
+        None => Cgroup::for_spec(launch.id, launch.spec).failed("cgroups")?,
+    };
+    let shared = launch.options.cgroup.is_none();
     let no_resources = Resources::default();
     let resources = linux.resources.as_ref().unwrap_or(&no_resources);
-    let join = cgroup.create(resources).map_err(|e| Failure::new(128, e))?;
+    let join = cgroup
+        .create(resources, shared)
+        .map_err(|e| Failure::new(128, e))?;
     let made =
         clone_init(launch, linux, process, &cgroup, &join, filter).and_then(
             |mut child| match child.bring_up(launch, linux) {
@@ -234,7 +244,11 @@ fn clone_init<'a>(
         let fd = open_namespace(&wanted.path).map_err(|e| {
             Failure::new(
                 128,
-                format!("namespace {:?}: {}", wanted.path, errno_text(&e)),
+                format!(
+                    "linux.namespaces: namespace {:?}: {}",
+                    wanted.path,
+                    errno_text(&e)
+                ),
             )
         })?;
         if kind == namespace::NEWPID {
@@ -244,7 +258,12 @@ fn clone_init<'a>(
             joins.push((kind, fd));
         }
     }
-    if flags & namespace::NEWTIME != 0 {
+    let rootless = flags & namespace::NEWUSER != 0 && !rustix::process::geteuid().is_root();
+    // An ordinary user may make one only inside its user namespace; the init is in it from its exec on.
+    let own_time = rootless && flags & namespace::NEWTIME != 0;
+    if own_time {
+        flags &= !namespace::NEWTIME;
+    } else if flags & namespace::NEWTIME != 0 {
         flags &= !namespace::NEWTIME;
         let entered = ForChildren::enter(namespace::NEWTIME, "time", || new_time_namespace(linux));
         for_children.push(entered.failed("making the time namespace")?);
@@ -289,6 +308,7 @@ fn clone_init<'a>(
                 born_in_cgroup,
                 joins,
                 late,
+                own_time,
                 new_user: flags & namespace::NEWUSER != 0,
                 new_network: (flags | late) & namespace::NEWNET != 0,
                 filter,
@@ -299,7 +319,7 @@ fn clone_init<'a>(
     }
 }
 
-fn new_time_namespace(linux: &Linux) -> io::Result<()> {
+pub(crate) fn new_time_namespace(linux: &Linux) -> io::Result<()> {
     namespace::unshare(namespace::NEWTIME)?;
     let offsets: String = linux
         .time_offsets
@@ -337,7 +357,7 @@ impl Child {
     fn bring_up(&mut self, launch: &Launch<'_>, linux: &Linux) -> Result<Option<OwnedFd>, Failure> {
         if new_user(linux) {
             mounts::write_maps(self.pid, &linux.uid_mappings, &linux.gid_mappings)
-                .failed("writing the id maps")?;
+                .failed("linux.uidMappings, linux.gidMappings: writing the id maps")?;
             self.send(message::MAPPED)?;
         }
         if !launch.links.is_empty() {
@@ -457,6 +477,10 @@ pub struct ExecTarget<'a> {
     /// Its first process, as the host sees it.
     pub pid: i32,
     pub cgroup: &'a Cgroup,
+    /// Controller (empty for all) and the path below `cgroup` that the process enters instead.
+    pub sub_cgroups: &'a [(String, String)],
+    /// The profile whose notifications go to a listener, and the container's state for it.
+    pub notify: Option<(&'a Seccomp, &'a State)>,
 }
 
 #[derive(Debug)]
@@ -489,7 +513,13 @@ fn exec_in(
     let container = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
         .map_err(|_| Failure::new(128, "container not running".to_owned()))?;
     let joins = process::namespaces_of(target.pid).failed("namespaces of the container")?;
-    let join = target.cgroup.existing();
+    let join = match target.sub_cgroups {
+        [] => target.cgroup.existing(),
+        below => target
+            .cgroup
+            .below(below)
+            .map_err(|e| Failure::new(128, e))?,
+    };
     let (ours, theirs) = socket_pair()?;
     // A PID namespace is entered by being born in it: it is set for our next child only, and set back at once.
     let in_pid_namespace = ForChildren::enter(namespace::NEWPID, "pid", || {
@@ -501,10 +531,15 @@ fn exec_in(
     let cloned = match &join.unified {
         None => namespace::clone3(0, None),
         Some(cgroup) => match born_in(cgroup) {
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => target
-                .cgroup
-                .unified_of(target.pid)
-                .and_then(|c| born_in(&c)),
+            Err(e)
+                if target.sub_cgroups.is_empty()
+                    && e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) =>
+            {
+                target
+                    .cgroup
+                    .unified_of(target.pid)
+                    .and_then(|c| born_in(&c))
+            }
             // Before 5.7 there is no CLONE_INTO_CGROUP.
             Err(_) => {
                 born_in_cgroup = false;
@@ -522,6 +557,7 @@ fn exec_in(
                 namespaces: joins,
                 cgroups: &join,
                 born_in_cgroup,
+                notify: target.notify,
             };
             process::run_joined(&joining, process, stdio, filter, options, &theirs)
         }

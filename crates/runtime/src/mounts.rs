@@ -37,10 +37,12 @@ pub(crate) struct Parsed {
     recursive: bool,
     copy_up: bool,
     idmap: Option<bool>,
+    /// The options that only a whole file system can have, by name: a bind cannot.
+    of_file_system: Vec<String>,
 }
 
 /// Name, `MS_` bit, `MOUNT_ATTR_` bit, whether the name sets or clears.
-const FLAGS: [(&str, u32, u64, bool); 20] = [
+const FLAGS: [(&str, u32, u64, bool); 25] = [
     ("ro", 1, attribute::RDONLY, true),
     ("rw", 1, attribute::RDONLY, false),
     ("nosuid", 2, attribute::NOSUID, true),
@@ -61,6 +63,11 @@ const FLAGS: [(&str, u32, u64, bool); 20] = [
     ("silent", 32768, 0, true),
     ("loud", 32768, 0, false),
     ("iversion", 1 << 23, 0, true),
+    ("noiversion", 1 << 23, 0, false),
+    ("lazytime", 1 << 25, 0, true),
+    ("nolazytime", 1 << 25, 0, false),
+    ("acl", 1 << 16, 0, true),
+    ("noacl", 1 << 16, 0, false),
 ];
 
 const ATIME: [(&str, u32, u64); 6] = [
@@ -79,6 +86,9 @@ pub(crate) fn parse(options: &[String]) -> Parsed {
         let option = option.as_str();
         if let Some((_, ms, attr, set)) = FLAGS.iter().find(|f| f.0 == option) {
             if *set {
+                if *attr == 0 && option != "silent" {
+                    parsed.of_file_system.push(option.to_owned());
+                }
                 parsed.flags |= ms;
                 parsed.set |= attr;
                 parsed.clear &= !attr;
@@ -126,6 +136,35 @@ pub(crate) fn parse(options: &[String]) -> Parsed {
         }
     }
     parsed
+}
+
+impl Parsed {
+    /// The first option that would have no effect on a mount of this type.
+    pub(crate) fn not_for(&self, kind: &str, bind: bool) -> Option<&str> {
+        /// What a new v2 hierarchy can be told; a container's is the host's, so they are said already.
+        const CGROUP2: [&str; 4] = [
+            "nsdelegate",
+            "memory_localevents",
+            "memory_recursiveprot",
+            "favordynmods",
+        ];
+        if self.copy_up && (bind || kind != "tmpfs") {
+            return Some("tmpcopyup");
+        }
+        if self.idmap.is_some() && !bind {
+            return Some("idmap");
+        }
+        let data = |allowed: &[&str]| {
+            let unknown = |option: &&String| !allowed.contains(&option.as_str());
+            self.data.iter().find(unknown).map(String::as_str)
+        };
+        match kind {
+            _ if bind => data(&[]).or(self.of_file_system.first().map(String::as_str)),
+            "cgroup" | "cgroup2" => data(&CGROUP2),
+            // What the file system itself knows the kernel says.
+            _ => None,
+        }
+    }
 }
 
 /// Every option name that [`parse`] knows, for `features`.
@@ -352,11 +391,24 @@ fn new_file_system(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io
         return copy_up(context, wanted, parsed, &target, flags, &data);
     }
     mount::mount_at(source, &target, &kind, flags, &data)?;
-    if !parsed.propagation.is_empty() {
+    if !parsed.propagation.is_empty() || parsed.recursive_set | parsed.recursive_clear != 0 {
         let mounted = mount::open_in_root(context.root, destination, HANDLE)?;
+        set_recursive(&mounted, parsed)?;
         propagate(&mounted, parsed)?;
     }
     Ok(())
+}
+
+fn set_recursive(mounted: &OwnedFd, parsed: &Parsed) -> io::Result<()> {
+    if parsed.recursive_set | parsed.recursive_clear == 0 {
+        return Ok(());
+    }
+    let all = Attributes {
+        set: parsed.recursive_set,
+        clear: parsed.recursive_clear,
+        ..Attributes::default()
+    };
+    mount::set_attributes(mounted, true, &all)
 }
 
 fn propagate(mounted: &OwnedFd, parsed: &Parsed) -> io::Result<()> {
@@ -389,6 +441,7 @@ fn copy_up(
         };
         mount::set_attributes(&mounted, false, &change)?;
     }
+    set_recursive(&mounted, parsed)?;
     propagate(&mounted, parsed)
 }
 
@@ -479,14 +532,7 @@ fn bind(context: &Context<'_>, tree: &OwnedFd, wanted: &Mount, parsed: &Parsed) 
         top.clear &= !top.set | attribute::ATIME;
         mount::set_attributes(tree, false, &top)?;
     }
-    if parsed.recursive_set != 0 || parsed.recursive_clear != 0 {
-        let all = Attributes {
-            set: parsed.recursive_set,
-            clear: parsed.recursive_clear,
-            ..Attributes::default()
-        };
-        mount::set_attributes(tree, true, &all)?;
-    }
+    set_recursive(tree, parsed)?;
     let target = ensure(context.root, Path::new(&wanted.destination), kind)?;
     let below = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
     if (below == FileType::Directory) != directory {
@@ -564,12 +610,47 @@ pub(crate) fn write_maps(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> io
             .map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size))
             .collect::<String>()
     };
-    if !rustix::process::geteuid().is_root() {
-        // user_namespaces(7): without privilege a group map needs setgroups denied.
-        std::fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+    if rustix::process::geteuid().is_root() {
+        std::fs::write(format!("/proc/{pid}/gid_map"), text(gids))?;
+        return std::fs::write(format!("/proc/{pid}/uid_map"), text(uids));
     }
-    std::fs::write(format!("/proc/{pid}/gid_map"), text(gids))?;
-    std::fs::write(format!("/proc/{pid}/uid_map"), text(uids))
+    // user_namespaces(7): an ordinary user may map its own id alone, and a group only with setgroups denied. More than that is for the
+    // helpers, which look into /etc/subuid and /etc/subgid.
+    let alone =
+        |maps: &[IdMapping], own: u32| matches!(maps, [map] if map.size == 1 && map.host_id == own);
+    if alone(gids, rustix::process::getegid().as_raw()) {
+        std::fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+        std::fs::write(format!("/proc/{pid}/gid_map"), text(gids))?;
+    } else {
+        map_by_helper("newgidmap", pid, gids)?;
+    }
+    match alone(uids, rustix::process::geteuid().as_raw()) {
+        true => std::fs::write(format!("/proc/{pid}/uid_map"), text(uids)),
+        false => map_by_helper("newuidmap", pid, uids),
+    }
+}
+
+fn map_by_helper(program: &str, pid: i32, maps: &[IdMapping]) -> io::Result<()> {
+    let mut command = std::process::Command::new(program);
+    command.arg(pid.to_string());
+    for map in maps {
+        command.args([map.container_id, map.host_id, map.size].map(|n| n.to_string()));
+    }
+    let output = command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map_err(|e| {
+            let e = errno_text(&e);
+            io::Error::other(format!(
+                "more than one's own id is mapped by {program} (package uidmap): {e}"
+            ))
+        })?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        )),
+    }
 }
 
 /// `/sys/fs/cgroup` as the container sees it: its own cgroups only. A bind of the very directories and not a new mount: that would

@@ -16,7 +16,7 @@ use gantry_linux::capabilities::{self, Sets};
 use gantry_linux::process::{self as own, Strings};
 use gantry_linux::procfs::Procfs;
 use gantry_linux::{ipc, namespace, pty};
-use gantry_oci::runtime::{Hook, Personality, Process, Scheduler};
+use gantry_oci::runtime::{Hook, Personality, Process, Scheduler, Seccomp, State};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -148,9 +148,11 @@ fn pass(gate: &Gate, socket: &OwnedFd) -> Result<(), Failure> {
         Gate::None => Ok(()),
         Gate::Socket => init::expect(socket, message::GO),
         Gate::Fifo(fifo) => loop {
-            match rustix::io::read(fifo, &mut [0; 1]) {
+            let mut byte = [0];
+            match rustix::io::read(fifo, &mut byte) {
                 Err(rustix::io::Errno::INTR) => {}
-                Ok(1) => return Ok(()),
+                Ok(1) if byte == *b"0" => return Ok(()),
+                // The container is deleted.
                 _ => own::exit_now(1),
             }
         },
@@ -251,40 +253,70 @@ fn set_limit(name: &str, soft: u64, hard: u64) -> Result<(), Failure> {
 
 fn set_scheduling(process: &Process, personality: Option<&Personality>) -> Result<(), Failure> {
     if let Some(personality) = personality {
-        let persona = match personality.domain.as_str() {
-            "LINUX" => 0,
-            "LINUX32" => 8,
-            other => {
-                return Err(Failure::new(
-                    128,
-                    format!("invalid personality domain {other}"),
-                ));
-            }
-        };
+        let domain = &personality.domain;
+        let persona = persona(domain)
+            .ok_or_else(|| Failure::new(128, format!("invalid personality domain {domain}")))?;
         own::set_personality(persona).failed("personality")?;
     }
     if let Some(priority) = &process.io_priority {
-        let class = match priority.class.as_str() {
-            "IOPRIO_CLASS_RT" => 1,
-            "IOPRIO_CLASS_BE" => 2,
-            "IOPRIO_CLASS_IDLE" => 3,
-            other => {
-                return Err(Failure::new(
-                    128,
-                    format!("invalid io priority class: {other}"),
-                ));
-            }
-        };
+        let class = io_class(&priority.class).ok_or_else(|| {
+            Failure::new(
+                128,
+                format!("invalid io priority class: {}", priority.class),
+            )
+        })?;
         own::set_io_priority(class, priority.priority.clamp(0, 7) as u32)
             .failed("failed to set io priority")?;
     }
     if let Some(scheduler) = &process.scheduler {
-        own::set_scheduling(scheduling(scheduler)?).failed("error setting scheduler")?;
+        let scheduling = scheduling(scheduler).map_err(|e| Failure::new(128, e))?;
+        own::set_scheduling(scheduling).failed("process.scheduler: error setting scheduler")?;
     }
     Ok(())
 }
 
-fn scheduling(wanted: &Scheduler) -> Result<own::Scheduling, Failure> {
+/// The number of a personality's domain.
+pub(crate) fn persona(domain: &str) -> Option<u32> {
+    match domain {
+        "LINUX" => Some(0),
+        "LINUX32" => Some(8),
+        _ => None,
+    }
+}
+
+/// The number of an I/O class.
+pub(crate) fn io_class(name: &str) -> Option<u32> {
+    match name {
+        "IOPRIO_CLASS_RT" => Some(1),
+        "IOPRIO_CLASS_BE" => Some(2),
+        "IOPRIO_CLASS_IDLE" => Some(3),
+        _ => None,
+    }
+}
+
+/// `0-3,7` as its numbers; `None` for what is no such list.
+pub(crate) fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    const MOST: usize = 8192;
+    let mut all = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| match text.bytes().all(|b| b.is_ascii_digit()) {
+            true => text.parse::<usize>().ok().filter(|n| *n < MOST),
+            false => None,
+        };
+        let (first, last) = (number(first.trim())?, number(last.trim())?);
+        if first > last {
+            return None;
+        }
+        all.extend(first..=last);
+    }
+    all.sort_unstable();
+    all.dedup();
+    Some(all)
+}
+
+/// What sched_setattr(2) gets; an error names the field.
+pub(crate) fn scheduling(wanted: &Scheduler) -> Result<own::Scheduling, String> {
     const POLICIES: [(&str, u32); 6] = [
         ("SCHED_OTHER", 0),
         ("SCHED_FIFO", 1),
@@ -305,13 +337,16 @@ fn scheduling(wanted: &Scheduler) -> Result<own::Scheduling, Failure> {
     let policy = POLICIES
         .iter()
         .find(|(name, _)| *name == wanted.policy)
-        .ok_or_else(|| Failure::new(128, format!("invalid scheduler policy: {}", wanted.policy)))?;
+        .ok_or_else(|| {
+            let policy = &wanted.policy;
+            format!("process.scheduler.policy: invalid scheduler policy: {policy:?}")
+        })?;
     let mut flags = 0;
     for name in &wanted.flags {
         flags |= FLAGS
             .iter()
             .find(|(known, _)| known == name)
-            .ok_or_else(|| Failure::new(128, format!("invalid scheduler flag: {name}")))?
+            .ok_or_else(|| format!("process.scheduler.flags: invalid scheduler flag: {name:?}"))?
             .1;
     }
     Ok(own::Scheduling {
@@ -556,11 +591,39 @@ pub(crate) fn namespaces_of(pid: i32) -> io::Result<u64> {
     Ok(all)
 }
 
+/// Our pid as the host's `/proc` has it, which must be the one that is mounted.
+pub(crate) fn host_pid() -> i32 {
+    std::fs::read_link("/proc/self")
+        .ok()
+        .and_then(|link| link.to_str()?.parse().ok())
+        .unwrap_or(0)
+}
+
+fn set_affinity(when: &str, list: Option<&str>) -> Result<(), Failure> {
+    let Some(list) = list.filter(|list| !list.is_empty()) else {
+        return Ok(());
+    };
+    let refuse = |why: &str| {
+        let text = format!("process.execCPUAffinity.{when}: setting CPU affinity {list:?}: {why}");
+        Failure::new(128, text)
+    };
+    let cpus = cpu_list(list).ok_or_else(|| refuse("invalid argument"))?;
+    let mut set = rustix::thread::CpuSet::new();
+    for cpu in cpus {
+        if cpu >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(refuse("invalid argument"));
+        }
+        set.set(cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &set).map_err(|e| refuse(&errno_text(&e.into())))
+}
+
 pub(crate) struct Joining<'a> {
     pub(crate) container: &'a OwnedFd,
     pub(crate) namespaces: u64,
     pub(crate) cgroups: &'a Join,
     pub(crate) born_in_cgroup: bool,
+    pub(crate) notify: Option<(&'a Seccomp, &'a State)>,
 }
 
 /// The child of [`crate::launch::exec`]: never returns.
@@ -589,11 +652,25 @@ fn join_and_finish(
     if options.die_with_parent {
         own::set_parent_death_signal(9).failed("prctl")?;
     }
+    let affinity = process.exec_cpu_affinity.as_ref();
+    // Before the container's cgroups are entered, and so not bound to their CPUs.
+    set_affinity("initial", affinity.map(|a| a.initial.as_str()))?;
     joining
         .cgroups
         .enter(joining.born_in_cgroup)
         .failed("entering the cgroups")?;
+    set_affinity("final", affinity.map(|a| a.finally.as_str()))?;
     set_oom_score(process)?;
+    let listener = match joining.notify {
+        Some((profile, state)) => {
+            let state = State {
+                pid: Some(host_pid()),
+                ..state.clone()
+            };
+            Some(Listener::connect(profile, &state)?)
+        }
+        None => None,
+    };
     if joining.namespaces != 0 {
         namespace::setns(joining.container, joining.namespaces).failed("joining the container")?;
     }
@@ -627,7 +704,7 @@ fn join_and_finish(
         stdio,
         terminal,
         filter,
-        listener: None,
+        listener,
         personality: None,
         hooks: None,
         options,

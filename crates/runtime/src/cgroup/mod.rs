@@ -215,20 +215,45 @@ impl Cgroup {
     }
 
     /// Makes the directories and sets every limit; `Join` puts a process in. On failure what was made is removed.
-    pub(crate) fn create(&self, resources: &Resources) -> Result<Join, String> {
-        self.create_in(resources).inspect_err(|_| {
-            let _ = self.remove();
-        })
+    /// Unless `shared`, a directory that is there with processes in it is refused: they would be ended with the container.
+    pub(crate) fn create(&self, resources: &Resources, shared: bool) -> Result<Join, String> {
+        let mut made = Vec::new();
+        self.create_in(resources, shared, &mut made)
+            .inspect_err(|_| {
+                let until = Instant::now() + Duration::from_secs(2);
+                for directory in made {
+                    let _ = remove_directory(directory, until);
+                }
+            })
     }
 
-    fn create_in(&self, resources: &Resources) -> Result<Join, String> {
+    fn create_in<'a>(
+        &'a self,
+        resources: &Resources,
+        shared: bool,
+        made: &mut Vec<&'a Path>,
+    ) -> Result<Join, String> {
         let settings = plan::settings(resources)?;
         let mut join = Join::default();
         for hierarchy in &self.hierarchies {
             if !Self::wanted(hierarchy, &settings) {
                 continue;
             }
-            if let Err(e) = make_directory(hierarchy) {
+            let result = make_directory(hierarchy);
+            if let Ok(Made::New) = result {
+                made.push(&hierarchy.directory);
+            } else if let (Ok(Made::Found), false) = (&result, shared) {
+                let mut pids = Vec::new();
+                let _ = collect_pids(&hierarchy.directory, &mut pids);
+                if !pids.is_empty() {
+                    return Err(format!(
+                        "linux.cgroupsPath: container's cgroup is not empty: {} process(es) found",
+                        pids.len()
+                    ));
+                }
+                made.push(&hierarchy.directory);
+            }
+            if let Err(e) = result {
                 let needed = settings.iter().any(|s| hierarchy.has(s.controller));
                 // An ordinary user gets what was delegated, and no more than that is promised.
                 if rustix::process::geteuid().is_root() || needed {
@@ -296,6 +321,44 @@ impl Cgroup {
         join
     }
 
+    /// As [`Self::existing`], for cgroups below: per controller, or for all with an empty name.
+    pub(crate) fn below(&self, paths: &[(String, String)]) -> Result<Join, String> {
+        let mut join = Join::default();
+        let only_unified = self.hierarchies.len() == 1 && self.unified().is_some();
+        for (controller, _) in paths.iter().filter(|(c, _)| !c.is_empty()) {
+            if only_unified || self.v1(controller).is_none() {
+                return Err(format!("--cgroup: unknown controller {controller}"));
+            }
+        }
+        for hierarchy in &self.hierarchies {
+            let wanted = paths
+                .iter()
+                .find(|(controller, _)| hierarchy.has(controller))
+                .or_else(|| paths.iter().find(|(controller, _)| controller.is_empty()));
+            let mut directory = hierarchy.directory.clone();
+            if let Some((_, path)) = wanted {
+                let below =
+                    clean(path).map_err(|_| format!("--cgroup: bad sub cgroup path: {path}"))?;
+                directory.push(below);
+            }
+            let (path, flags) = match hierarchy.unified() {
+                true => (directory, OFlags::PATH | OFlags::DIRECTORY),
+                false => (directory.join("tasks"), OFlags::WRONLY),
+            };
+            match rustix::fs::openat(CWD, &path, flags | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(fd) if hierarchy.unified() => join.unified = Some(fd),
+                Ok(fd) => join.v1.push(fd),
+                // Where the container has no cgroup of its own there is none below it.
+                Err(_) if !hierarchy.directory.exists() => {}
+                Err(e) => {
+                    let e = crate::launch::errno_text(&e.into());
+                    return Err(format!("--cgroup: open {}: {e}", path.display()));
+                }
+            }
+        }
+        Ok(join)
+    }
+
     /// Where a controller lives for this container and the setting in that version's words.
     fn apply(&self, settings: &[Setting]) -> Result<(), String> {
         let mut later = Vec::new();
@@ -315,6 +378,17 @@ impl Cgroup {
                     setting.what, setting.controller
                 ));
             };
+            if writes.is_empty() {
+                let version = if setting.v1.is_empty() { "v1" } else { "v2" };
+                return Err(format!(
+                    "cannot set {}: cgroup {version}, which has {} here, cannot do it",
+                    setting.what,
+                    match setting.controller {
+                        "" => "the controller",
+                        controller => controller,
+                    },
+                ));
+            }
             for (file, value) in writes {
                 let path = directory.join(file);
                 match write_file(&path, value) {
@@ -364,8 +438,52 @@ impl Cgroup {
 
     /// Sets the limits that are given, leaves the others.
     pub fn update(&self, limits: &Resources) -> io::Result<()> {
-        let settings = plan::settings(limits).map_err(io::Error::other)?;
+        let mut limits = limits.clone();
+        self.complete_cpu(&mut limits);
+        self.check_memory(&limits).map_err(io::Error::other)?;
+        let settings = plan::settings(&limits).map_err(io::Error::other)?;
         self.apply(&settings).map_err(io::Error::other)
+    }
+
+    /// Quota and period are one value in v2, so the one that is not given stays what it is.
+    fn complete_cpu(&self, limits: &mut Resources) {
+        let (None, Some(unified), Some(cpu)) = (self.v1("cpu"), self.unified(), &mut limits.cpu)
+        else {
+            return;
+        };
+        let (quota, period) = (
+            cpu.quota.filter(|q| *q != 0),
+            cpu.period.filter(|p| *p != 0),
+        );
+        if quota.is_some() == period.is_some() {
+            return;
+        }
+        let now = fs::read_to_string(unified.directory.join("cpu.max")).unwrap_or_default();
+        if let Some((now_quota, now_period)) = now.trim().split_once(' ') {
+            cpu.quota = quota.or_else(|| now_quota.parse().ok());
+            cpu.period = period.or_else(|| now_period.parse().ok());
+        }
+    }
+
+    /// runtime-spec: "checkBeforeUpdate". v1 refuses by itself; v2 would kill until the limit fits.
+    fn check_memory(&self, limits: &Resources) -> Result<(), String> {
+        let (Some(memory), None, Some(unified)) =
+            (&limits.memory, self.v1("memory"), self.unified())
+        else {
+            return Ok(());
+        };
+        let (Some(true), Some(limit @ 1..)) = (memory.check_before_update, memory.limit) else {
+            return Ok(());
+        };
+        let usage = fs::read_to_string(unified.directory.join("memory.current"))
+            .ok()
+            .and_then(|text| text.trim().parse::<i64>().ok());
+        match usage {
+            Some(usage) if usage > limit => Err(format!(
+                "linux.resources.memory.limit: unable to set memory limit to {limit} (current usage: {usage})"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// How often the kernel's OOM killer ended something in here.
@@ -517,19 +635,27 @@ impl Join {
     }
 }
 
-fn make_directory(hierarchy: &Hierarchy) -> io::Result<()> {
+enum Made {
+    New,
+    Found,
+}
+
+fn make_directory(hierarchy: &Hierarchy) -> io::Result<Made> {
     if hierarchy.has("cpuset") {
         return make_cpuset(hierarchy);
     }
     match fs::create_dir(&hierarchy.directory) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&hierarchy.directory),
-        other => other,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Made::Found),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(&hierarchy.directory).map(|()| Made::New)
+        }
+        other => other.map(|()| Made::New),
     }
 }
 
 /// A v1 cpuset takes no task before it has CPUs and memory nodes; every new level starts with its parent's.
-fn make_cpuset(hierarchy: &Hierarchy) -> io::Result<()> {
+fn make_cpuset(hierarchy: &Hierarchy) -> io::Result<Made> {
+    let mut last = Made::Found;
     let mut current = hierarchy.mount.clone();
     let below = hierarchy
         .directory
@@ -538,10 +664,10 @@ fn make_cpuset(hierarchy: &Hierarchy) -> io::Result<()> {
     for component in below.components() {
         let parent = current.clone();
         current.push(component);
-        match fs::create_dir(&current) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other?,
-        }
+        last = match fs::create_dir(&current) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Made::Found,
+            other => other.map(|()| Made::New)?,
+        };
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if fs::read_to_string(current.join(file))?.trim().is_empty() {
                 let inherited = fs::read_to_string(parent.join(file))?;
@@ -549,7 +675,7 @@ fn make_cpuset(hierarchy: &Hierarchy) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(last)
 }
 
 /// Lets the container's cgroup use every controller that the machine has: each ancestor must pass it on.

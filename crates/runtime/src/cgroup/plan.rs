@@ -135,13 +135,16 @@ fn memory_settings(memory: &Memory, all: &mut Vec<Setting>) -> Result<(), String
             (..0, _) => "max".to_owned(),
             (swap, Some(limit)) if limit >= 0 => {
                 if swap < limit {
-                    return Err("memory+swap limit should be >= memory limit".to_owned());
+                    return Err(
+                        "linux.resources.memory.swap: memory+swap limit should be >= memory limit"
+                            .to_owned(),
+                    );
                 }
                 (swap - limit).to_string()
             }
             _ => {
                 return Err(
-                    "unable to set swap limit without memory limit: memory+swap is one number"
+                    "linux.resources.memory.swap: unable to set swap limit without memory limit: memory+swap is one number"
                         .to_owned(),
                 );
             }
@@ -251,7 +254,19 @@ fn block_io_settings(block_io: &BlockIo, all: &mut Vec<Setting>) {
                 .v2("io.weight", v2_weight(weight)),
         );
     }
+    if let Some(weight) = block_io.leaf_weight.filter(|w| *w != 0) {
+        let setting = Setting::new("block I/O leaf weight", "blkio");
+        all.push(setting.v1("blkio.leaf_weight", weight));
+    }
     for device in &block_io.weight_device {
+        if let Some(weight) = device.leaf_weight.filter(|w| *w != 0) {
+            all.push(
+                Setting::new("block I/O leaf weight of a device", "blkio").v1(
+                    "blkio.leaf_weight_device",
+                    format!("{}:{} {weight}", device.major, device.minor),
+                ),
+            );
+        }
         if let Some(weight) = device.weight {
             let numbers = format!("{}:{}", device.major, device.minor);
             all.push(
@@ -398,7 +413,7 @@ mod tests {
             ),
             (
                 r#"{"memory":{"limit":1000,"swap":500}}"#,
-                "memory+swap limit should be >= memory limit",
+                "linux.resources.memory.swap: memory+swap limit should be >= memory limit",
             ),
             (
                 r#"{"cpu":{"shares":1024,"quota":50000,"period":100000,"cpus":"0-1"}}"#,

@@ -4,6 +4,7 @@ use super::create::run_poststop;
 use super::flags::{Flag, Flags};
 use super::store::{self, Container};
 use super::{Failure, Globals};
+use crate::{document, validate};
 use gantry_linux::program;
 use gantry_oci::runtime::{BlockIo, Cpu, Memory, Pids, Resources, Status};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -87,24 +88,47 @@ pub(super) fn delete(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
     flags.expect("delete", 1, false)?;
     let id = flags.positional[0].as_str();
     let force = flags.is_set("force");
-    let container = match store::load(globals, id) {
-        Ok(container) => container,
-        Err(failure) => {
-            if failure.text != "container does not exist" {
-                return Err(failure);
-            }
-            // A create that was killed leaves a folder without a state.
-            let directory = globals.root.join(id);
-            if directory.exists() {
-                store::remove_directory(&directory)?;
-            }
-            return if force { Ok(0) } else { Err(failure) };
-        }
+    let deleted = match force {
+        true => delete_by_force(globals, id),
+        false => store::load(globals, id).and_then(|container| {
+            let _lock = store::lock(&container.directory)?;
+            delete_locked(&container, false)
+        }),
     };
+    match deleted {
+        Err(failure) if force && failure.is_absence() => Ok(0),
+        other => other.map(|()| 0),
+    }
+}
+
+/// Also what a killed create has left.
+fn delete_by_force(globals: &Globals, id: &str) -> Result<(), Failure> {
+    let mut container = match store::load_unfinished(globals, id) {
+        Ok(container) => container,
+        Err(failure) if failure.is_absence() => {
+            // Before its state was written nothing else was made.
+            let directory = globals.root.join(id);
+            return match directory.is_dir() {
+                true => store::remove_directory(&directory),
+                false => Ok(()),
+            };
+        }
+        other => other?,
+    };
+    let _lock = store::lock(&container.directory)?;
+    // Its maker may have come to the end before we got the lock. Reading the state once more would lose it.
+    match container.find_init() {
+        true => delete_locked(&container, true),
+        false => container.remove_unfinished(),
+    }
+}
+
+fn delete_locked(container: &Container, force: bool) -> Result<(), Failure> {
+    let id = &container.stored.id;
     match container.status() {
         Status::Stopped => {}
-        Status::Created => end(&container)?,
-        _ if force => end(&container)?,
+        Status::Created => end(container)?,
+        _ if force => end(container)?,
         status => {
             let status = serde_json::to_value(status).unwrap_or_default();
             return Err(Failure::new(format!(
@@ -116,10 +140,9 @@ pub(super) fn delete(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
     // Also what joined without being in its PID namespace, and children of an init that shared the host's.
     let _ = container.stored.cgroup.kill_all();
     if let Ok(spec) = container.spec() {
-        run_poststop(&container, &spec);
+        run_poststop(container, &spec);
     }
-    container.remove()?;
-    Ok(0)
+    container.remove()
 }
 
 /// Kills the first process and waits until it is gone.
@@ -141,6 +164,20 @@ fn end(container: &Container) -> Result<(), Failure> {
     }
 }
 
+/// Freezing a container to disk is CRIU's work, which this program does not drive.
+pub(super) fn refuse_checkpoint(
+    globals: &Globals,
+    command: &str,
+    arguments: &[String],
+) -> Result<u8, Failure> {
+    if let Some(id) = arguments.last().filter(|_| command == "checkpoint") {
+        store::load(globals, id)?;
+    }
+    Err(Failure::new(format!(
+        "{command} is not supported: this runtime does not work with CRIU"
+    )))
+}
+
 pub(super) fn pause(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
     let flags = Flags::parse(arguments, &[])?;
     flags.expect("pause", 1, false)?;
@@ -150,7 +187,7 @@ pub(super) fn pause(globals: &Globals, arguments: &[String]) -> Result<u8, Failu
             container.stored.cgroup.freeze()?;
             Ok(0)
         }
-        _ => Err(Failure::new("container not running or created")),
+        _ => Err(Failure::new("container not running")),
     }
 }
 
@@ -165,7 +202,7 @@ pub(super) fn resume(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
     Ok(0)
 }
 
-const UPDATE_FLAGS: [Flag; 16] = [
+const UPDATE_FLAGS: [Flag; 19] = [
     ("resources", "r", true),
     ("blkio-weight", "blkio-weight", true),
     ("cpu-period", "cpu-period", true),
@@ -181,6 +218,9 @@ const UPDATE_FLAGS: [Flag; 16] = [
     ("memory-reservation", "memory-reservation", true),
     ("memory-swap", "memory-swap", true),
     ("kernel-memory", "kernel-memory", true),
+    ("kernel-memory-tcp", "kernel-memory-tcp", true),
+    ("l3-cache-schema", "l3-cache-schema", true),
+    ("mem-bw-schema", "mem-bw-schema", true),
     ("pids-limit", "pids-limit", true),
 ];
 
@@ -197,6 +237,16 @@ pub(super) fn update(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
     if container.status() == Status::Stopped {
         return Err(Failure::new("container not running"));
     }
+    for name in ["l3-cache-schema", "mem-bw-schema"] {
+        if flags.value(name).is_some_and(|v| !v.is_empty()) {
+            return Err(Failure::new(format!("--{name}: intelRdt is not supported")));
+        }
+    }
+    for name in ["kernel-memory", "kernel-memory-tcp"] {
+        if flags.value(name).is_some() {
+            globals.warn("Kernel memory settings are ignored and will be removed");
+        }
+    }
     let resources = match flags.value("resources") {
         Some("-") => {
             let mut text = Vec::new();
@@ -206,6 +256,7 @@ pub(super) fn update(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
         Some(path) => from_json(&std::fs::read(path)?)?,
         None => from_flags(&flags)?,
     };
+    validate::resources(&resources).map_err(Failure::new)?;
     container
         .stored
         .cgroup
@@ -215,7 +266,7 @@ pub(super) fn update(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
 }
 
 fn from_json(text: &[u8]) -> Result<Resources, Failure> {
-    serde_json::from_slice(text).map_err(|e| Failure::new(e.to_string()))
+    document::resources(text).map_err(Failure::new)
 }
 
 fn from_flags(flags: &Flags) -> Result<Resources, Failure> {

@@ -3,9 +3,10 @@
 use super::flags::{Flag, Flags};
 use super::store::{self, Container, Stored};
 use super::{Failure, Globals, protect, terminal};
-use crate::hooks;
+use crate::cgroup::Cgroup;
 use crate::launch::{self, Launch, Launched, Options, Stdio};
 use crate::proto::Rootfs;
+use crate::{document, hooks, validate};
 use gantry_linux::program;
 use gantry_oci::runtime::{Spec, Status};
 use rustix::event::{PollFd, PollFlags};
@@ -53,14 +54,31 @@ impl Bundle {
             }
             _ => e.into(),
         })?;
-        io::Read::read_to_end(&mut io::Read::take(file, CONFIG_LIMIT), &mut text)?;
-        let spec: Spec = serde_json::from_slice(&text)
-            .map_err(|e| Failure::new(format!("{}: {e}", config.display())))?;
-        let root = spec
-            .root
-            .as_ref()
-            .ok_or_else(|| Failure::new("root must be specified in config.json"))?;
-        let rootfs = path.join(&root.path);
+        io::Read::read_to_end(&mut io::Read::take(file, CONFIG_LIMIT + 1), &mut text)?;
+        if text.len() as u64 > CONFIG_LIMIT {
+            return Err(Failure::new(format!(
+                "config.json: larger than {CONFIG_LIMIT} bytes"
+            )));
+        }
+        let spec = document::spec(&text).map_err(Failure::new)?;
+        validate::bundle(&spec).map_err(Failure::new)?;
+        let root = spec.root.as_ref().map_or("", |r| r.path.as_str());
+        let rootfs = path.join(root);
+        match std::fs::metadata(&rootfs) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => {
+                return Err(Failure::new(format!(
+                    "root.path: {root} is not a directory"
+                )));
+            }
+            Err(e) => {
+                let e = launch::errno_text(&e);
+                return Err(Failure::new(format!(
+                    "root.path: stat {}: {e}",
+                    rootfs.display()
+                )));
+            }
+        }
         Ok(Self {
             path,
             text,
@@ -117,6 +135,15 @@ fn make(
             "cannot use console socket if runc will not detach or allocate tty",
         ));
     }
+    for warning in validate::warnings(&bundle.spec) {
+        globals.warn(&warning);
+    }
+    for fd in 3..3 + flags.number::<u32>("preserve-fds")?.unwrap_or(0) {
+        std::fs::metadata(format!("/proc/self/fd/{fd}")).map_err(|e| {
+            let e = launch::errno_text(&e);
+            Failure::new(format!("unable to stat preserved-fd {fd}: {e}"))
+        })?;
+    }
     let directory = store::claim(globals, id)?;
     make_in(flags, bundle, &directory, id, terminal, detached).inspect_err(|_| {
         let _ = store::remove_directory(&directory);
@@ -140,6 +167,18 @@ fn make_in(
     let mut spec = std::borrow::Cow::Borrowed(&bundle.spec);
     let preserve_fds = flags.number("preserve-fds")?.unwrap_or(0) + listen_fds(&mut spec);
     let size = terminal.then(terminal::own_size).flatten();
+    let mut stored = Stored {
+        version: 1,
+        id: id.to_owned(),
+        pid: 0,
+        start_ticks: 0,
+        bundle: bundle.path.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: store::rfc3339(SystemTime::now(), 9),
+        owner: rustix::process::getuid().as_raw(),
+        cgroup: Cgroup::for_spec(id, &spec)?,
+    };
+    let lock = store::begin(directory, &stored, &bundle.text)?;
     let launched = launch::launch(Launch {
         id,
         spec: &spec,
@@ -157,20 +196,13 @@ fn make_in(
             no_new_keyring: flags.is_set("no-new-keyring"),
             preserve_fds,
             exec_fifo: with_fifo.then_some(fifo.as_path()),
+            cgroup: Some(&stored.cgroup),
         },
     })?;
-    let stored = Stored {
-        version: 1,
-        id: id.to_owned(),
-        pid: launched.pid,
-        start_ticks: program::start_ticks(launched.pid).unwrap_or(0),
-        bundle: bundle.path.clone(),
-        rootfs: bundle.rootfs.clone(),
-        created: store::rfc3339(SystemTime::now(), 9),
-        owner: rustix::process::getuid().as_raw(),
-        cgroup: launched.cgroup.clone(),
-    };
-    let written = store::write(directory, &stored, Some(&bundle.text));
+    stored.pid = launched.pid;
+    stored.start_ticks = program::start_ticks(launched.pid).unwrap_or(0);
+    let written = store::set_init(directory, &stored);
+    drop(lock);
     let made = Made {
         launched,
         container: Container {

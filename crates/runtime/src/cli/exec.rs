@@ -4,7 +4,7 @@ use super::create::write_pid_file;
 use super::flags::{Flag, Flags};
 use super::{Failure, Globals, protect, store, terminal};
 use crate::launch::{self, ExecTarget, Options, Stdio};
-use crate::seccomp;
+use crate::{document, seccomp, validate};
 use gantry_oci::runtime::{Process, Spec, Status};
 
 const FLAGS: [Flag; 17] = [
@@ -33,7 +33,8 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
     protect::ensure()?;
     let container = store::load(globals, &flags.positional[0])?;
     match container.status() {
-        Status::Running => {}
+        // A created one has everything but its program.
+        Status::Running | Status::Created => {}
         Status::Paused if flags.is_set("ignore-paused") => {}
         Status::Paused => {
             return Err(Failure::new(
@@ -41,16 +42,14 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
             ));
         }
         Status::Stopped => {
-            return Err(Failure::new("cannot exec in a stopped container"));
+            return Err(Failure::new("cannot exec a container that has stopped"));
         }
-        Status::Created | Status::Creating => {
-            return Err(Failure::new(
-                "cannot exec a container that has not been started",
-            ));
-        }
+        Status::Creating => return Err(store::does_not_exist()),
     }
     let spec = container.spec()?;
     let process = process(&flags, &spec)?;
+    validate::joining(&process).map_err(Failure::new)?;
+    let sub_cgroups = sub_cgroups(flags.all("cgroup"))?;
     let detach = flags.is_set("detach");
     if detach && process.terminal && flags.value("console-socket").is_none() {
         return Err(Failure::new(
@@ -68,10 +67,18 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
         true => None,
         false => Some(terminal::Forwarder::new()?),
     };
+    let notify = spec
+        .linux
+        .as_ref()
+        .and_then(|l| l.seccomp.as_ref())
+        .filter(|profile| !profile.listener_path.is_empty());
+    let state = container.document(Some(&spec));
     let launched = launch::exec(
         &ExecTarget {
             pid: container.stored.pid,
             cgroup: &container.stored.cgroup,
+            sub_cgroups: &sub_cgroups,
+            notify: notify.map(|profile| (profile, &state)),
         },
         &process,
         match process.terminal {
@@ -107,16 +114,33 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
     terminal::exit_code(&launched.pidfd)
 }
 
+/// `[controller,…:]path`, as runc takes it: controllers and a path below the container's own cgroup.
+fn sub_cgroups(arguments: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let mut all = Vec::new();
+    for argument in arguments {
+        let bad = |why: &str| Failure::new(format!("invalid --cgroup argument: {argument}{why}"));
+        match argument.split_once(':') {
+            None if arguments.len() > 1 => return Err(bad(" (missing <controller>: prefix)")),
+            None => all.push((String::new(), argument.clone())),
+            Some((_, path)) if path.contains(':') => return Err(bad("")),
+            Some((controllers, path)) => {
+                all.extend(
+                    controllers
+                        .split(',')
+                        .map(|c| (c.to_owned(), path.to_owned())),
+                );
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// The container's own process with what the flags change, or the one from a file.
 fn process(flags: &Flags, spec: &Spec) -> Result<Process, Failure> {
     if let Some(path) = flags.value("process") {
-        let text = std::fs::read(path)?;
-        let mut process: Process =
-            serde_json::from_slice(&text).map_err(|e| Failure::new(format!("{path}: {e}")))?;
-        if process.cwd.is_empty() {
-            process.cwd = "/".to_owned();
-        }
-        return Ok(process);
+        let text = std::fs::read(path)
+            .map_err(|e| Failure::new(format!("open {path}: {}", launch::errno_text(&e))))?;
+        return document::process(&text).map_err(Failure::new);
     }
     let mut process = spec
         .process
@@ -131,6 +155,9 @@ fn process(flags: &Flags, spec: &Spec) -> Result<Process, Failure> {
         process.cwd = cwd.to_owned();
     }
     process.env.extend(flags.all("env").iter().cloned());
+    if let Some(label) = flags.value("process-label") {
+        process.selinux_label = label.to_owned();
+    }
     if let Some(profile) = flags.value("apparmor") {
         process.apparmor_profile = profile.to_owned();
     }

@@ -31,11 +31,18 @@ fn document(container: &Container) -> Value {
     })
 }
 
+/// The name of a user, or `#` and the number.
 fn owner(uid: u32) -> String {
-    match uid {
-        0 => "root".to_owned(),
-        uid => format!("#{uid}"),
+    if uid == 0 {
+        return "root".to_owned();
     }
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("#{uid}"))
 }
 
 pub(super) fn state(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {

@@ -35,6 +35,9 @@ struct Globals {
     json_log: bool,
 }
 
+/// The words by which engines know that a container is gone.
+const DOES_NOT_EXIST: &str = "container does not exist";
+
 /// One sentence, and the exit status.
 #[derive(Debug)]
 struct Failure {
@@ -51,6 +54,10 @@ impl Failure {
     }
     fn usage(text: impl Into<String>) -> Self {
         Self::new(text)
+    }
+    /// The container is not there, which is what `delete --force` wants.
+    fn is_absence(&self) -> bool {
+        self.text == DOES_NOT_EXIST
     }
 }
 
@@ -92,6 +99,7 @@ USAGE:
    gantry-runtime [global options] command [command options] [arguments...]
 
 COMMANDS:
+   checkpoint  refused: there is no CRIU support
    create   create a container
    delete   delete any resources held by the container often used with detached container
    events   display container events such as OOM notifications, cpu, memory, and IO usage statistics
@@ -101,6 +109,7 @@ COMMANDS:
    list     lists containers started by gantry-runtime with the given root
    pause    pause suspends all processes inside the container
    ps       ps displays the processes running inside a container
+   restore  refused: there is no CRIU support
    resume   resumes all processes that have been previously paused
    run      create and run a container
    spec     create a new specification file
@@ -113,6 +122,9 @@ GLOBAL OPTIONS:
    --log value         set the log file to write logs to (default: '/dev/stderr')
    --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
    --root value        root directory for storage of container state (default: \"/run/gantry-runtime\")
+   --criu value        taken for the sake of callers; there is no checkpoint
+   --systemd-cgroup    refused: cgroups are made without systemd
+   --rootless value    taken for the sake of callers; an ordinary user's containers get the cgroups that are delegated
    --help, -h          show help
    --version, -v       print the version
 ";
@@ -141,11 +153,19 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let log_format = flags.value("log-format").unwrap_or("text");
     let globals = Globals {
         root: flags.value("root").unwrap_or(ROOT).into(),
         log: flags.value("log").map(PathBuf::from),
-        json_log: flags.value("log-format") == Some("json"),
+        json_log: log_format == "json",
     };
+    if !matches!(log_format, "text" | "json") {
+        complain(
+            Some(&globals),
+            &Failure::usage(format!("invalid log-format: {log_format}")),
+        );
+        return ExitCode::FAILURE;
+    }
     match dispatch(&globals, &flags) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -172,7 +192,20 @@ fn dispatch(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         print(USAGE)?;
         return Ok(0);
     }
+    if flags.is_set("systemd-cgroup") && !matches!(command.as_str(), "features" | "spec" | "help") {
+        return Err(Failure::new(
+            "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
+        ));
+    }
+    if let Some(rootless) = flags.value("rootless")
+        && !matches!(rootless, "auto" | "true" | "false")
+    {
+        return Err(Failure::usage(format!(
+            "invalid value {rootless:?} for flag -rootless: must be 'true', 'false' or 'auto'"
+        )));
+    }
     match command.as_str() {
+        "checkpoint" | "restore" => control::refuse_checkpoint(globals, command, rest),
         "create" => create::create(globals, rest),
         "run" => create::run(globals, rest),
         "start" => create::start(globals, rest),
@@ -200,15 +233,26 @@ fn print(text: &str) -> Result<(), Failure> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
+impl Globals {
+    /// Something that was not done, and need not be.
+    fn warn(&self, text: &str) {
+        say(Some(self), "warning", text);
+    }
+}
+
 /// The error where the caller looks for it: the log if there is one, and stderr.
 fn complain(globals: Option<&Globals>, failure: &Failure) {
+    say(globals, "error", &failure.text);
+}
+
+fn say(globals: Option<&Globals>, level: &str, text: &str) {
     let time = store::rfc3339(std::time::SystemTime::now(), 0);
-    let json = serde_json::json!({ "level": "error", "msg": failure.text, "time": time });
+    let json = serde_json::json!({ "level": level, "msg": text, "time": time });
     let line = match globals {
         Some(globals) if globals.json_log => format!("{json}\n"),
         _ => format!(
-            "time=\"{time}\" level=error msg={}\n",
-            serde_json::Value::from(failure.text.as_str())
+            "time=\"{time}\" level={level} msg={}\n",
+            serde_json::Value::from(text)
         ),
     };
     let log = globals.and_then(|g| g.log.as_ref());
@@ -221,7 +265,8 @@ fn complain(globals: Option<&Globals>, failure: &Failure) {
             .is_ok()
     });
     let for_people = match logged {
-        true => format!("{}\n", failure.text),
+        true if level != "error" => return,
+        true => format!("{text}\n"),
         false => line,
     };
     let _ = std::io::stderr().write_all(for_people.as_bytes());

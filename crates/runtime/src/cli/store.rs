@@ -3,20 +3,25 @@
 use super::{Failure, Globals};
 use crate::cgroup::Cgroup;
 use gantry_oci::runtime::{Spec, State, Status, VERSION};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     pub(super) version: u32,
     pub(super) id: String,
+    /// Known only when the container is made: the link `init` holds both numbers.
+    #[serde(skip)]
     pub(super) pid: i32,
     /// Against reuse of pids.
+    #[serde(skip)]
     pub(super) start_ticks: u64,
     pub(super) bundle: PathBuf,
     pub(super) rootfs: PathBuf,
@@ -66,42 +71,119 @@ pub(super) fn claim(globals: &Globals, id: &str) -> Result<PathBuf, Failure> {
     Ok(directory)
 }
 
-pub(super) fn write(directory: &Path, stored: &Stored, spec: Option<&[u8]>) -> Result<(), Failure> {
-    if let Some(spec) = spec {
-        write_new(&directory.join("config.json"), spec)?;
-    }
+/// Held by who makes a container, and by who removes it. A lock of the process (fcntl), not of the descriptor, which the container's
+/// init gets a copy of. Opening and closing the state file again in the same process would lose it.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _state: File,
+}
+
+/// Writes what is known before anything is made, so that whatever becomes of us, who deletes knows where to look.
+pub(super) fn begin(directory: &Path, stored: &Stored, spec: &[u8]) -> Result<Lock, Failure> {
+    write_new(&directory.join("config.json"), spec)?;
     let text = serde_json::to_vec(stored).map_err(io::Error::from)?;
     // A run directory is gone after a reboot, so nothing is synced; the rename makes it whole or absent.
     let temporary = directory.join("state.json.tmp");
-    write_new(&temporary, &text)?;
-    Ok(fs::rename(&temporary, directory.join("state.json"))?)
+    let state = write_new(&temporary, &text)?;
+    rustix::fs::fcntl_lock(&state, FlockOperation::NonBlockingLockExclusive)
+        .map_err(io::Error::from)?;
+    fs::rename(&temporary, directory.join("state.json"))?;
+    Ok(Lock { _state: state })
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::OpenOptions::new()
+/// From here on the container exists: its first process is known.
+pub(super) fn set_init(directory: &Path, stored: &Stored) -> Result<(), Failure> {
+    let text = format!("{} {}", stored.pid, stored.start_ticks);
+    std::os::unix::fs::symlink(text, directory.join("init")).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Failure::new("container was deleted while it was created"),
+        _ => e.into(),
+    })
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(path)?
-        .write_all(bytes)
+        .open(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+pub(super) fn does_not_exist() -> Failure {
+    Failure::new(super::DOES_NOT_EXIST)
+}
+
+/// Waits for who makes or removes it now; fails when it is gone by then.
+pub(super) fn lock(directory: &Path) -> Result<Lock, Failure> {
+    let until = Instant::now() + Duration::from_secs(10);
+    let state = fs::OpenOptions::new()
+        .write(true)
+        .open(directory.join("state.json"))
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => does_not_exist(),
+            _ => e.into(),
+        })?;
+    loop {
+        match rustix::fs::fcntl_lock(&state, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::AGAIN | Errno::ACCESS) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(Errno::AGAIN | Errno::ACCESS) => {
+                return Err(Failure::new("container is being created or deleted"));
+            }
+            Err(e) => return Err(io::Error::from(e).into()),
+        }
+    }
+    match state.metadata()?.nlink() {
+        0 => Err(does_not_exist()),
+        _ => Ok(Lock { _state: state }),
+    }
 }
 
 pub(super) fn load(globals: &Globals, id: &str) -> Result<Container, Failure> {
-    check_id(id)?;
-    let directory = globals.root.join(id);
-    let text = match fs::read(directory.join("state.json")) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Failure::new("container does not exist"));
-        }
-        other => other?,
-    };
-    let stored = serde_json::from_slice(&text)
-        .map_err(|e| Failure::new(format!("unable to read the state of {id}: {e}")))?;
-    Ok(Container { directory, stored })
+    let container = load_unfinished(globals, id)?;
+    match container.stored.pid {
+        0 => Err(does_not_exist()),
+        _ => Ok(container),
+    }
 }
 
+/// Also one that is being made, or whose maker was killed: its pid is 0.
+pub(super) fn load_unfinished(globals: &Globals, id: &str) -> Result<Container, Failure> {
+    check_id(id)?;
+    let directory = globals.root.join(id);
+    let absent = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => does_not_exist(),
+        _ => e.into(),
+    };
+    let text = fs::read(directory.join("state.json")).map_err(absent)?;
+    let stored: Stored = serde_json::from_slice(&text)
+        .map_err(|e| Failure::new(format!("unable to read the state of {id}: {e}")))?;
+    let mut container = Container { directory, stored };
+    container.find_init();
+    Ok(container)
+}
 impl Container {
+    /// Pid and start of the first process, once there is one.
+    fn init(&self) -> Option<(i32, u64)> {
+        let link = fs::read_link(self.directory.join("init")).ok()?;
+        let (pid, ticks) = link.to_str()?.split_once(' ')?;
+        Some((pid.parse().ok()?, ticks.parse().ok()?))
+    }
+
+    /// Looks for the first process, again; whether it is known.
+    pub(super) fn find_init(&mut self) -> bool {
+        let Some((pid, start_ticks)) = self.init() else {
+            return false;
+        };
+        self.stored.pid = pid;
+        self.stored.start_ticks = start_ticks;
+        true
+    }
+
     pub(super) fn status(&self) -> Status {
         if !self.is_alive() {
             return Status::Stopped;
@@ -170,6 +252,17 @@ impl Container {
         }
     }
 
+    /// Ends what its maker, who is gone, has left behind, and takes it away.
+    pub(super) fn remove_unfinished(&self) -> Result<(), Failure> {
+        // An init that has no cgroup to be found in waits here.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(fifo) = rustix::fs::openat(CWD, self.fifo(), flags, Mode::empty()) {
+            let _ = rustix::io::write(&fifo, b"X");
+        }
+        self.stored.cgroup.kill_all()?;
+        self.remove()
+    }
+
     /// Takes away everything that is left of a container whose processes are gone.
     pub(super) fn remove(&self) -> Result<(), Failure> {
         self.stored.cgroup.remove()?;
@@ -179,7 +272,13 @@ impl Container {
 
 pub(super) fn remove_directory(directory: &Path) -> Result<(), Failure> {
     // The files that we put there, and no tree that somebody else did.
-    for name in ["exec.fifo", "config.json", "state.json.tmp", "state.json"] {
+    for name in [
+        "exec.fifo",
+        "init",
+        "config.json",
+        "state.json.tmp",
+        "state.json",
+    ] {
         match fs::remove_file(directory.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
             _ => {}

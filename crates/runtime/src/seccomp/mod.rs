@@ -107,6 +107,98 @@ fn action(name: &str, data: Option<u32>) -> Result<u32, String> {
     })
 }
 
+/// Names that the specification knows besides [`ARCHITECTURES`]; on this machine they mean nothing.
+const FOREIGN: [&str; 22] = [
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_X86_64",
+    "SCMP_ARCH_X32",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_SHEB",
+];
+
+/// What a specification's profile must not hold; the sentence begins with the field.
+pub(crate) fn check(profile: &Seccomp) -> Result<(), String> {
+    let at = |field: &str, why: String| format!("linux.seccomp.{field}: {why}");
+    let carries = |name: &str| matches!(name, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE");
+    let default = profile.default_action.as_str();
+    if let Err(why) = known("action", default, &ACTIONS) {
+        return Err(at("defaultAction", why));
+    }
+    if default == "SCMP_ACT_NOTIFY" {
+        // Also the calls by which the descriptor is handed over would wait for an answer.
+        return Err(at(
+            "defaultAction",
+            "SCMP_ACT_NOTIFY cannot be used as default action".to_owned(),
+        ));
+    }
+    if profile.default_errno_ret.is_some() && !carries(default) {
+        return Err(at("defaultErrnoRet", format!("{default} carries no errno")));
+    }
+    for (index, name) in profile.flags.iter().enumerate() {
+        known("flag", name, &FLAGS).map_err(|why| at(&format!("flags[{index}]"), why))?;
+    }
+    for (index, name) in profile.architectures.iter().enumerate() {
+        if !FOREIGN.contains(&name.as_str()) {
+            let why = format!("string {name} is not a valid arch for seccomp");
+            return Err(at(&format!("architectures[{index}]"), why));
+        }
+    }
+    let mut notifies = false;
+    for (index, rule) in profile.syscalls.iter().enumerate() {
+        let at = |part: &str, why: String| at(&format!("syscalls[{index}].{part}"), why);
+        if rule.names.is_empty() {
+            return Err(at("names", "must not be empty".to_owned()));
+        }
+        known("action", &rule.action, &ACTIONS).map_err(|why| at("action", why))?;
+        if rule.errno_ret.is_some() && !carries(&rule.action) {
+            return Err(at("errnoRet", format!("{} carries no errno", rule.action)));
+        }
+        if rule.action == "SCMP_ACT_NOTIFY" {
+            notifies = true;
+            if rule.names.iter().any(|name| name == "write") {
+                return Err(at(
+                    "names",
+                    "SCMP_ACT_NOTIFY cannot be used for the write syscall".to_owned(),
+                ));
+            }
+        }
+        for (number, argument) in rule.args.iter().enumerate() {
+            condition(argument)
+                .map_err(|(part, why)| at(&format!("args[{number}].{part}"), why))?;
+        }
+    }
+    if notifies && profile.listener_path.is_empty() {
+        return Err(at("listenerPath", "SCMP_ACT_NOTIFY needs one".to_owned()));
+    }
+    if !notifies && !profile.listener_path.is_empty() {
+        return Err(at("listenerPath", "no rule has SCMP_ACT_NOTIFY".to_owned()));
+    }
+    if profile.listener_path.is_empty() && !profile.listener_metadata.is_empty() {
+        return Err(at(
+            "listenerMetadata",
+            "only allowed with listenerPath".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 /// Compiles a profile for this machine.
 pub fn compile(profile: &Seccomp) -> Result<Filter, String> {
     let default = action(&profile.default_action, profile.default_errno_ret)?;
@@ -171,7 +263,7 @@ fn add_rules(
     let conditions = rule
         .args
         .iter()
-        .map(condition)
+        .map(|argument| condition(argument).map_err(|(_, why)| why))
         .collect::<Result<Vec<_>, _>>()?;
     // libseccomp takes one comparison per argument and rule; profiles that name an argument twice mean "either", as runc reads them.
     let twice = conditions
@@ -198,11 +290,13 @@ fn add_rules(
     Ok(())
 }
 
-fn condition(rule: &ArgRule) -> Result<Condition, String> {
+/// The field and what is wrong with it otherwise.
+fn condition(rule: &ArgRule) -> Result<Condition, (&'static str, String)> {
     if rule.index > 5 {
-        return Err(format!("invalid seccomp argument index {}", rule.index));
+        let why = format!("invalid seccomp argument index {}", rule.index);
+        return Err(("index", why));
     }
-    let operator = known("operator", &rule.op, &OPERATORS)?;
+    let operator = known("operator", &rule.op, &OPERATORS).map_err(|why| ("op", why))?;
     let (mask, value) = match operator {
         Operator::MaskedEqual => (rule.value, rule.value_two.unwrap_or(0)),
         _ => (u64::MAX, rule.value),

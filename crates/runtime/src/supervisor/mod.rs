@@ -775,6 +775,8 @@ impl Supervisor {
         let target = ExecTarget {
             pid: self.pid,
             cgroup: &self.cgroup,
+            sub_cgroups: &[],
+            notify: None,
         };
         let launched = exec(&target, process, stdio, filter.as_ref(), OPTIONS)?;
         Ok(match (launched.console, pipes) {
@@ -869,6 +871,7 @@ const OPTIONS: Options<'static> = Options {
     no_pivot: false,
     no_new_keyring: false,
     preserve_fds: 0,
+    cgroup: None,
     exec_fifo: None,
 };
 
