@@ -216,7 +216,7 @@ fn process(process: &Process) -> Check {
     if !process.apparmor_profile.is_empty() && !has_app_armor() {
         return refuse(
             "process.apparmorProfile",
-            "apparmor profile is specified in config, but apparmor is disabled or not supported",
+            "unable to apply apparmor profile: apparmor is disabled or not supported",
         );
     }
     if !process.selinux_label.is_empty() {
