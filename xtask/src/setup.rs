@@ -66,6 +66,31 @@ pub(crate) const TEST: &[Need] = &[
         what: What::Program("curl"),
         packages: &["curl"],
     },
+    // Engines that drive the runtime, and what attacks it.
+    Need {
+        what: What::Program("perl"),
+        packages: &["perl-base"],
+    },
+    Need {
+        what: What::Program("podman"),
+        packages: &["podman"],
+    },
+    Need {
+        what: What::Program("conmon"),
+        packages: &["conmon"],
+    },
+    Need {
+        what: What::Program("containerd"),
+        packages: &["containerd"],
+    },
+    Need {
+        what: What::Program("dockerd"),
+        packages: &["docker.io"],
+    },
+    Need {
+        what: What::Program("script"),
+        packages: &["bsdutils"],
+    },
 ];
 
 pub(crate) fn install(needs: &[Need]) -> anyhow::Result<()> {
