@@ -61,7 +61,38 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
     let status = child.wait().map_err(|e| errno_text(&e))?;
     match status.success() {
         true => Ok(()),
-        false => Err(format!("{status}, stdout: , stderr: ")),
+        false => Err(format!("{}, stdout: , stderr: ", in_gos_words(status))),
+    }
+}
+
+fn in_gos_words(status: std::process::ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    const SIGNALS: [&str; 16] = [
+        "",
+        "hangup",
+        "interrupt",
+        "quit",
+        "illegal instruction",
+        "trace/breakpoint trap",
+        "aborted",
+        "bus error",
+        "floating point exception",
+        "killed",
+        "user defined signal 1",
+        "segmentation fault",
+        "user defined signal 2",
+        "broken pipe",
+        "alarm clock",
+        "terminated",
+    ];
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(31)) => "signal: bad system call".to_owned(),
+        (None, Some(number)) => match SIGNALS.get(number as usize) {
+            Some(name) => format!("signal: {name}"),
+            None => format!("signal: signal {number}"),
+        },
+        (None, None) => status.to_string(),
     }
 }
 

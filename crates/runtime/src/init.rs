@@ -27,7 +27,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(launch: &Launch<'_>, new_user: bool) -> Result<Self, Failure> {
+    pub(crate) fn new(launch: &Launch<'_>, linux: &Linux, new_user: bool) -> Result<Self, Failure> {
         let mut prepared = Self {
             root: None,
             sources: Vec::new(),
@@ -43,7 +43,7 @@ impl Prepared {
         for wanted in &launch.spec.mounts {
             prepared
                 .sources
-                .push(mounts::bind_source(wanted, launch.bundle)?);
+                .push(mounts::bind_source(wanted, launch.bundle, linux)?);
         }
         Ok(prepared)
     }
@@ -398,8 +398,35 @@ fn open_terminal(plan: &Plan<'_>, root: &OwnedFd) -> Result<Option<pty::Terminal
     Ok(Some(terminal))
 }
 
+/// Without `pivot_root` the host's tree stays below the container's, and a process there could make a user namespace and mount a whole
+/// `/proc` or `/sys`: the kernel only asks whether one is visible. The host's go before.
+fn hide_host_views() -> Result<(), Failure> {
+    let table =
+        std::fs::read_to_string("/proc/self/mountinfo").failed("reading the mount table")?;
+    let mut places = Vec::new();
+    for line in table.lines() {
+        let mut fields = line.split(' ');
+        let (Some(top), Some(place)) = (fields.nth(3), fields.next()) else {
+            continue;
+        };
+        let kind = line.split(" - ").nth(1).and_then(|f| f.split(' ').next());
+        // The container's own are further down, below the place where its root is attached.
+        let of_host = matches!(place, "/proc" | "/sys");
+        if of_host && top == "/" && matches!(kind, Some("proc" | "sysfs")) {
+            places.push(place.to_owned());
+        }
+    }
+    for place in places {
+        rustix::mount::unmount(place.as_str(), rustix::mount::UnmountFlags::DETACH)
+            .map_err(io::Error::from)
+            .failed("taking the host's proc and sys away")?;
+    }
+    Ok(())
+}
+
 fn enter_root(plan: &Plan<'_>, root: &OwnedFd) -> Result<(), Failure> {
     if plan.launch.options.no_pivot {
+        hide_host_views()?;
         mount::move_root(root).failed("moving the root")?;
     } else {
         mount::pivot_root(root).failed("pivot_root")?;

@@ -276,7 +276,7 @@ fn clone_init<'a>(
         late |= flags & !namespace::NEWPID;
         flags &= namespace::NEWPID;
     }
-    let prepared = init::Prepared::new(launch, flags & namespace::NEWUSER != 0)?;
+    let prepared = init::Prepared::new(launch, linux, flags & namespace::NEWUSER != 0)?;
     let (ours, theirs) = socket_pair()?;
     let clone = |cgroup| namespace::clone3(flags, cgroup);
     let mut born_in_cgroup = join.unified.is_some();

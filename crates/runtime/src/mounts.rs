@@ -10,7 +10,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::launch::{Failure, errno_text};
 use gantry_linux::mount::{self, Attributes, BorrowedFdId, Flags, attribute, propagation};
 use gantry_linux::namespace;
-use gantry_oci::runtime::{IdMapping, Mount};
+use gantry_oci::runtime::{IdMapping, Linux, Mount};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -296,13 +296,23 @@ pub(crate) struct Context<'a> {
 pub(crate) fn bind_source(
     wanted: &Mount,
     bundle: Option<&Path>,
+    linux: &Linux,
 ) -> Result<Option<OwnedFd>, Failure> {
     let parsed = parse(&wanted.options);
     if !parsed.bind && wanted.kind != "bind" {
         return Ok(None);
     }
     clone_source(wanted, &parsed, bundle)
-        .map(Some)
+        .and_then(|tree| {
+            map_ids(
+                &tree,
+                wanted,
+                &parsed,
+                &linux.uid_mappings,
+                &linux.gid_mappings,
+            )?;
+            Ok(Some(tree))
+        })
         .map_err(|e| failure(wanted, &e))
 }
 
@@ -325,7 +335,11 @@ pub(crate) fn mount_one(
     let result = if parsed.bind || wanted.kind == "bind" {
         match source {
             Some(tree) => Ok(tree),
-            None => clone_source(wanted, &parsed, context.bundle),
+            None => clone_source(wanted, &parsed, context.bundle).and_then(|tree| {
+                let (uids, gids) = (context.uid_mappings, context.gid_mappings);
+                map_ids(&tree, wanted, &parsed, uids, gids)?;
+                Ok(tree)
+            }),
         }
         .and_then(|tree| bind(context, &tree, wanted, &parsed))
     } else if matches!(wanted.kind.as_str(), "cgroup" | "cgroup2") {
@@ -518,15 +532,6 @@ fn bind(context: &Context<'_>, tree: &OwnedFd, wanted: &Mount, parsed: &Parsed) 
         clear: parsed.clear,
         ..Attributes::default()
     };
-    let mappings = id_mapping(context, wanted, parsed)?;
-    if let Some((namespace, recursive)) = &mappings {
-        let change = Attributes {
-            set: attribute::IDMAP,
-            user_namespace: Some(BorrowedFdId(namespace.as_fd())),
-            ..Attributes::default()
-        };
-        mount::set_attributes(tree, *recursive, &change)?;
-    }
     if top.set != 0 || top.clear != 0 {
         // Asking for read-write on a source that is read-only by nature stays without effect, not without mount.
         top.clear &= !top.set | attribute::ATIME;
@@ -543,15 +548,17 @@ fn bind(context: &Context<'_>, tree: &OwnedFd, wanted: &Mount, parsed: &Parsed) 
     propagate(tree, parsed)
 }
 
-/// A user namespace that carries the mappings which an id-mapped mount asks for.
-fn id_mapping(
-    context: &Context<'_>,
+/// Gives a tree that is attached nowhere yet the mappings which an id-mapped mount asks for, by default the container's. Needs rights
+/// over the file system that it comes from.
+fn map_ids(
+    tree: &OwnedFd,
     wanted: &Mount,
     parsed: &Parsed,
-) -> io::Result<Option<(OwnedFd, bool)>> {
-    let asked = parsed.idmap.is_some() || !wanted.uid_mappings.is_empty();
-    if !asked {
-        return Ok(None);
+    uids: &[IdMapping],
+    gids: &[IdMapping],
+) -> io::Result<()> {
+    if parsed.idmap.is_none() && wanted.uid_mappings.is_empty() {
+        return Ok(());
     }
     let or = |own: &'_ [IdMapping], default: &[IdMapping]| -> Vec<IdMapping> {
         if own.is_empty() {
@@ -560,10 +567,16 @@ fn id_mapping(
             own.to_vec()
         }
     };
-    let uids = or(&wanted.uid_mappings, context.uid_mappings);
-    let gids = or(&wanted.gid_mappings, context.gid_mappings);
-    let namespace = user_namespace_with(&uids, &gids)?;
-    Ok(Some((namespace, parsed.idmap.unwrap_or(false))))
+    let namespace = user_namespace_with(
+        &or(&wanted.uid_mappings, uids),
+        &or(&wanted.gid_mappings, gids),
+    )?;
+    let change = Attributes {
+        set: attribute::IDMAP,
+        user_namespace: Some(BorrowedFdId(namespace.as_fd())),
+        ..Attributes::default()
+    };
+    mount::set_attributes(tree, parsed.idmap.unwrap_or(false), &change)
 }
 
 /// A user namespace lives as long as a descriptor of it: a child that only waits holds it while it gets its maps.

@@ -117,9 +117,6 @@ pub(crate) fn finish(finish: Finish<'_>) -> Result<Infallible, Failure> {
     init::ready(finish.socket, finish.terminal.as_ref().map(|t| &t.master))?;
     pass(&finish.gate, finish.socket)?;
     drop(finish.terminal);
-    if let Some((start_container, state)) = &finish.hooks {
-        hooks::run(start_container, state)?;
-    }
     // From here on the container counts as started: what fails now is its own exit status, not an error of ours.
     let first = 3 + finish.options.preserve_fds as i32;
     own::close_on_exec_from(first).failed("close_range")?;
@@ -136,6 +133,10 @@ pub(crate) fn finish(finish: Finish<'_>) -> Result<Infallible, Failure> {
             install(finish.filter, finish.listener.as_ref())?;
         }
         capabilities.drop_rest()?;
+    }
+    if let Some((start_container, state)) = &finish.hooks {
+        // They are the container's: no more is allowed to them than to its program.
+        hooks::run(start_container, state)?;
     }
     let error = own::exec(&path, &arguments, &environment);
     let text = format!("exec {}: {}\n", path.to_string_lossy(), errno_text(&error));

@@ -808,12 +808,17 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
                 missing.join(" ")
             ));
         }
-        for name in &sets.ambient {
-            if !sets.permitted.contains(name) || !sets.inheritable.contains(name) {
-                warnings.push(format!(
-                    "process.capabilities.ambient: {name} is not both permitted and inheritable, so it cannot be ambient"
-                ));
-            }
+        let unreachable: Vec<&str> = sets
+            .ambient
+            .iter()
+            .filter(|name| !sets.permitted.contains(name) || !sets.inheritable.contains(name))
+            .map(String::as_str)
+            .collect();
+        if !unreachable.is_empty() {
+            warnings.push(format!(
+                "process.capabilities.ambient: [{}] not both permitted and inheritable, so not ambient",
+                unreachable.join(" ")
+            ));
         }
     }
     warnings

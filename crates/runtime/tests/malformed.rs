@@ -800,7 +800,7 @@ fn text_that_is_no_json_is_refused_by_its_place() {
             ran.err
         );
     }
-    let nowhere = world.directory.join("nowhere");
+    let nowhere = world.directory.clone();
     let ran = world.call(&["create", "-b", nowhere.to_str().unwrap(), "x"]);
     assert!(
         ran.err

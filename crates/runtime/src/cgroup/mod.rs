@@ -245,6 +245,19 @@ impl Cgroup {
             } else if let (Ok(Made::Found), false) = (&result, shared) {
                 let mut pids = Vec::new();
                 let _ = collect_pids(&hierarchy.directory, &mut pids);
+                if hierarchy.unified() || hierarchy.has("freezer") {
+                    let file = if hierarchy.unified() {
+                        "cgroup.freeze"
+                    } else {
+                        "freezer.state"
+                    };
+                    let state = fs::read_to_string(hierarchy.directory.join(file));
+                    if state.is_ok_and(|s| matches!(s.trim(), "1" | "FROZEN" | "FREEZING")) {
+                        return Err(
+                            "linux.cgroupsPath: container's cgroup unexpectedly frozen".to_owned()
+                        );
+                    }
+                }
                 if !pids.is_empty() {
                     return Err(format!(
                         "linux.cgroupsPath: container's cgroup is not empty: {} process(es) found",
@@ -378,15 +391,16 @@ impl Cgroup {
                     setting.what, setting.controller
                 ));
             };
+            if writes.is_empty() && setting.v1.is_empty() {
+                return Err(
+                    "linux.resources.unified: invalid configuration: cannot use unified on cgroup v1"
+                        .to_owned(),
+                );
+            }
             if writes.is_empty() {
-                let version = if setting.v1.is_empty() { "v1" } else { "v2" };
                 return Err(format!(
-                    "cannot set {}: cgroup {version}, which has {} here, cannot do it",
-                    setting.what,
-                    match setting.controller {
-                        "" => "the controller",
-                        controller => controller,
-                    },
+                    "cannot set {}: cgroup v2, which has the controller {} here, knows no such limit",
+                    setting.what, setting.controller,
                 ));
             }
             for (file, value) in writes {

@@ -269,9 +269,14 @@ fn block_io_settings(block_io: &BlockIo, all: &mut Vec<Setting>) {
         }
         if let Some(weight) = device.weight {
             let numbers = format!("{}:{}", device.major, device.minor);
+            let file =
+                match std::path::Path::new("/sys/fs/cgroup/blkio/blkio.weight_device").exists() {
+                    true => "blkio.weight_device",
+                    false => "blkio.bfq.weight_device",
+                };
             all.push(
                 Setting::new("block I/O weight of a device", "blkio")
-                    .v1("blkio.weight_device", format!("{numbers} {weight}"))
+                    .v1(file, format!("{numbers} {weight}"))
                     .v2("io.weight", format!("{numbers} {}", v2_weight(weight))),
             );
         }

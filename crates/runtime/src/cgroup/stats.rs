@@ -38,6 +38,112 @@ pub struct BlockIoStat {
     pub write_operations: u64,
 }
 
+impl Cgroup {
+    /// Limit, usage, highest usage and failures of one of v1's further memory counters (`memsw`, `kmem`, `kmem.tcp`); of `memsw` what v2 has.
+    pub(crate) fn further_memory(&self, name: &str) -> [u64; 4] {
+        if let Some(v1) = self.v1("memory") {
+            return [
+                "limit_in_bytes",
+                "usage_in_bytes",
+                "max_usage_in_bytes",
+                "failcnt",
+            ]
+            .map(|file| {
+                let path = v1.directory.join(format!("memory.{name}.{file}"));
+                read_number(&path).unwrap_or(0)
+            });
+        }
+        let Some(unified) = self.unified().filter(|_| name == "memsw") else {
+            return [0; 4];
+        };
+        let read = |file: &str| read_number(&unified.directory.join(file));
+        [
+            read("memory.swap.max").unwrap_or(u64::MAX),
+            read("memory.swap.current").unwrap_or(0),
+            0,
+            0,
+        ]
+    }
+
+    /// Nanoseconds of each CPU in user and in kernel mode; v1 only.
+    pub(crate) fn per_cpu_split(&self) -> (Vec<u64>, Vec<u64>) {
+        let Some(v1) = self.v1("cpuacct") else {
+            return Default::default();
+        };
+        let text = fs::read_to_string(v1.directory.join("cpuacct.usage_all")).unwrap_or_default();
+        text.lines()
+            .skip(1)
+            .filter_map(|line| {
+                let mut fields = line.split(' ').skip(1).map(str::parse::<u64>);
+                Some((fields.next()?.ok()?, fields.next()?.ok()?))
+            })
+            .unzip()
+    }
+
+    /// By page size, as runc's events have it.
+    pub(crate) fn huge_pages(&self) -> serde_json::Value {
+        let v1 = self.v1("hugetlb");
+        let Some(hierarchy) = v1.or_else(|| self.unified()) else {
+            return serde_json::json!({});
+        };
+        let (usage, max, failures) = match v1.is_some() {
+            true => ("usage_in_bytes", "max_usage_in_bytes", "failcnt"),
+            false => ("current", "", ""),
+        };
+        let mut sizes = serde_json::Map::new();
+        for entry in fs::read_dir(&hierarchy.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let size = name
+                .strip_prefix("hugetlb.")
+                .and_then(|rest| rest.strip_suffix(usage)?.strip_suffix('.'));
+            let Some(size) = size.filter(|s| !s.contains('.')) else {
+                continue;
+            };
+            let read = |file: &str| {
+                read_number(&hierarchy.directory.join(format!("hugetlb.{size}.{file}")))
+                    .unwrap_or(0)
+            };
+            let found = serde_json::json!({
+                "usage": read(usage), "max": read(max), "failcnt": read(failures),
+            });
+            sizes.insert(size.to_owned(), found);
+        }
+        sizes.into()
+    }
+
+    /// A descriptor that can be read when the kernel has killed something in here for want of memory.
+    pub(crate) fn watch_oom(&self) -> io::Result<std::os::fd::OwnedFd> {
+        use std::os::fd::AsRawFd;
+        if let Some(v1) = self.v1("memory") {
+            let flags =
+                rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+            let event = rustix::event::eventfd(0, flags)?;
+            let control = fs::File::open(v1.directory.join("memory.oom_control"))?;
+            let line = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
+            super::write_file(&v1.directory.join("cgroup.event_control"), &line)?;
+            return Ok(event);
+        }
+        let flags =
+            rustix::fs::inotify::CreateFlags::CLOEXEC | rustix::fs::inotify::CreateFlags::NONBLOCK;
+        let inotify = rustix::fs::inotify::init(flags)?;
+        if let Some(unified) = self.unified() {
+            let path = unified.directory.join("memory.events");
+            // Without the controller nobody is killed by it.
+            let _ = rustix::fs::inotify::add_watch(
+                &inotify,
+                &path,
+                rustix::fs::inotify::WatchFlags::MODIFY,
+            );
+        }
+        Ok(inotify)
+    }
+}
+
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }

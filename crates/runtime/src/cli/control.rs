@@ -14,7 +14,9 @@ use std::os::fd::AsFd;
 pub(super) fn kill(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
     let flags = Flags::parse(arguments, &[("all", "a", false)])?;
     if !matches!(flags.positional.len(), 1 | 2) {
-        return Err(Failure::new("\"kill\" requires a minimum of 1 argument"));
+        return Err(Failure::usage(
+            "gantry-runtime: \"kill\" requires a minimum of 1 argument(s)",
+        ));
     }
     let container = store::load(globals, &flags.positional[0])?;
     let signal = signal_number(flags.positional.get(1).map_or("TERM", String::as_str))?;

@@ -43,7 +43,13 @@ struct Bundle {
 impl Bundle {
     fn read(path: Option<&str>) -> Result<Self, Failure> {
         let path = match path {
-            Some(path) => std::path::absolute(path)?,
+            Some(given) => {
+                let path = std::path::absolute(given)?;
+                std::fs::metadata(&path).map_err(|e| {
+                    Failure::new(format!("chdir {given}: {}", launch::errno_text(&e)))
+                })?;
+                path
+            }
             None => std::env::current_dir()?,
         };
         let config = path.join("config.json");
@@ -166,7 +172,16 @@ fn make_in(
     let rootfs = Rootfs::Path(bundle.rootfs.clone());
     let mut spec = std::borrow::Cow::Borrowed(&bundle.spec);
     let preserve_fds = flags.number("preserve-fds")?.unwrap_or(0) + listen_fds(&mut spec);
-    let size = terminal.then(terminal::own_size).flatten();
+    let given = bundle
+        .spec
+        .process
+        .as_ref()
+        .is_some_and(|p| p.console_size.is_some());
+    // In the foreground the terminal is as large as the one it is seen through.
+    let size = match terminal && !(with_fifo && given) {
+        true => terminal::own_size(),
+        false => None,
+    };
     let mut stored = Stored {
         version: 1,
         id: id.to_owned(),
@@ -341,7 +356,12 @@ pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure
         true => None,
         false => Some(terminal::Forwarder::new()?),
     };
-    let mut made = make(globals, &flags, &bundle, detach)?;
+    let mut made = make(globals, &flags, &bundle, detach).map_err(|mut failure| {
+        if let Some(why) = failure.text.strip_prefix("runc create failed: ") {
+            failure.text = format!("runc run failed: {why}");
+        }
+        failure
+    })?;
     let started = after_create(&flags, &made.launched).and_then(|()| match detach {
         true => release(&made.container),
         false => Ok(made.launched.start()?),

@@ -30,6 +30,18 @@ const FLAGS: [Flag; 17] = [
 pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
     let flags = Flags::parse(arguments, &FLAGS)?;
     flags.expect("exec", 1, true)?;
+    exec_in(globals, &flags).map_err(|failure| Failure {
+        // Unlike every number that a program ends with by itself.
+        code: 255,
+        text: match failure.text.starts_with("exec failed: ") {
+            true => failure.text,
+            false => format!("exec failed: {}", failure.text),
+        },
+        ..failure
+    })
+}
+
+fn exec_in(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
     protect::ensure()?;
     let container = store::load(globals, &flags.positional[0])?;
     match container.status() {
@@ -42,12 +54,12 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
             ));
         }
         Status::Stopped => {
-            return Err(Failure::new("cannot exec a container that has stopped"));
+            return Err(Failure::new("cannot exec in a stopped container"));
         }
         Status::Creating => return Err(store::does_not_exist()),
     }
     let spec = container.spec()?;
-    let process = process(&flags, &spec)?;
+    let process = process(flags, &spec)?;
     validate::joining(&process).map_err(Failure::new)?;
     let sub_cgroups = sub_cgroups(flags.all("cgroup"))?;
     let detach = flags.is_set("detach");
@@ -83,7 +95,11 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
         &process,
         match process.terminal {
             true => Stdio::Terminal {
-                size: terminal::own_size(),
+                // In the foreground it is as large as the one it is seen through.
+                size: match detach && process.console_size.is_some() {
+                    true => None,
+                    false => terminal::own_size(),
+                },
             },
             false => Stdio::Inherit,
         },
@@ -92,11 +108,7 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
             preserve_fds: flags.number("preserve-fds")?.unwrap_or(0),
             ..Options::default()
         },
-    )
-    .map_err(|e| Failure {
-        code: 255,
-        ..Failure::from(e)
-    })?;
+    )?;
     let mut console = launched.console;
     if let (Some(socket), Some(console)) =
         (flags.value("console-socket"), console.take_if(|_| detach))

@@ -83,8 +83,8 @@ impl Flags {
             true => "a minimum of",
             false => "exactly",
         };
-        Err(Failure::new(format!(
-            "{command:?} requires {kind} {count} argument(s)"
+        Err(Failure::usage(format!(
+            "gantry-runtime: {command:?} requires {kind} {count} argument(s)"
         )))
     }
 }

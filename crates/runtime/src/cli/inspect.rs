@@ -18,7 +18,7 @@ fn pretty(value: &Value) -> Result<(), Failure> {
 fn document(container: &Container) -> Value {
     let spec = container.spec().ok();
     let state = container.document(spec.as_ref());
-    json!({
+    let mut document = json!({
         "ociVersion": state.oci_version,
         "id": state.id,
         "pid": state.pid,
@@ -28,7 +28,11 @@ fn document(container: &Container) -> Value {
         "created": container.stored.created,
         "annotations": state.annotations,
         "owner": owner(container.stored.owner),
-    })
+    });
+    if let (true, Some(fields)) = (state.annotations.is_empty(), document.as_object_mut()) {
+        fields.shift_remove("annotations");
+    }
+    document
 }
 
 /// The name of a user, or `#` and the number.
@@ -51,11 +55,6 @@ pub(super) fn state(globals: &Globals, arguments: &[String]) -> Result<u8, Failu
     let container = store::load(globals, &flags.positional[0])?;
     let mut value = document(&container);
     if let Some(fields) = value.as_object_mut() {
-        fields.shift_remove("annotations");
-        let spec = container.spec().ok();
-        if let Some(spec) = spec.filter(|s| !s.annotations.is_empty()) {
-            fields.insert("annotations".to_owned(), json!(spec.annotations));
-        }
         fields.insert("owner".to_owned(), json!(""));
     }
     pretty(&value).map(|()| 0)
@@ -108,10 +107,10 @@ fn table(containers: &[Container]) -> String {
             owner(container.stored.owner),
         ]);
     }
-    // As Go's tabwriter with a least width of 12 and a padding of 1 sets it.
+    // As Go's tabwriter with a least width of 12 and a padding of 3 sets it.
     let width = |column: usize| {
         rows.iter()
-            .map(|r| r[column].len() + 1)
+            .map(|r| r[column].len() + 3)
             .max()
             .unwrap_or(0)
             .max(12)
@@ -196,22 +195,53 @@ pub(super) fn events(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
     }
     let interval = parse_duration(flags.value("interval").unwrap_or("5s"))
         .ok_or_else(|| Failure::new("duration interval must be greater than 0"))?;
+    if flags.is_set("stats") {
+        return print(&format!("{}\n", stats(&container)?)).map(|()| 0);
+    }
+    watch(&container, interval).map(|()| 0)
+}
+
+/// Numbers every interval and a line for every kill of the kernel's for want of memory, until the container ends.
+fn watch(container: &Container, interval: std::time::Duration) -> Result<(), Failure> {
+    use rustix::event::{PollFd, PollFlags, Timespec};
     let process = container.pidfd()?;
-    loop {
-        print(&format!("{}\n", stats(&container)?))?;
-        if flags.is_set("stats") {
-            return Ok(0);
+    let watch = container.stored.cgroup.watch_oom()?;
+    let mut kills = container.stored.cgroup.oom_kills();
+    let mut oom = |counted: u64| -> Result<(), Failure> {
+        if counted > kills {
+            kills = counted;
+            let line = json!({ "type": "oom", "id": container.stored.id });
+            print(&format!("{line}\n"))?;
         }
-        let mut poll = [rustix::event::PollFd::new(
-            &process,
-            rustix::event::PollFlags::IN,
-        )];
-        let timeout = rustix::event::Timespec {
-            tv_sec: interval.as_secs() as i64,
-            tv_nsec: interval.subsec_nanos().into(),
+        Ok(())
+    };
+    let mut next = std::time::Instant::now() + interval;
+    loop {
+        let left = next.saturating_duration_since(std::time::Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
         };
-        if let Ok(1..) = rustix::event::poll(&mut poll, Some(&timeout)) {
-            return Ok(0);
+        let mut polls = [
+            PollFd::new(&process, PollFlags::IN),
+            PollFd::new(&watch, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut polls, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other.map_err(std::io::Error::from)?,
+        };
+        let [ended, told] = [0, 1].map(|i| !polls[i].revents().is_empty());
+        if told {
+            // How often is in the counter.
+            let _ = rustix::io::read(&watch, &mut [0_u8; 4096]);
+        }
+        oom(container.stored.cgroup.oom_kills())?;
+        if ended {
+            return Ok(());
+        }
+        if std::time::Instant::now() >= next {
+            next += interval;
+            print(&format!("{}\n", stats(container)?))?;
         }
     }
 }
@@ -230,29 +260,64 @@ fn parse_duration(text: &str) -> Option<std::time::Duration> {
         .then(|| std::time::Duration::from_millis(ms as u64))
 }
 
+/// runc's document; what is zero is left out where it leaves it out.
 fn stats(container: &Container) -> Result<Value, Failure> {
-    let stats = container.stored.cgroup.stats()?;
+    let cgroup = &container.stored.cgroup;
+    let stats = cgroup.stats()?;
     let raw: serde_json::Map<String, Value> = stats
         .memory_stat
         .iter()
         .map(|(name, value)| (name.clone(), json!(value)))
         .collect();
+    let present = |pairs: &[(&str, u64)]| -> Value {
+        pairs
+            .iter()
+            .filter(|(_, value)| *value != 0)
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    };
+    let further = |name: &str| {
+        let memory = cgroup.further_memory(name);
+        json!({ "limit": memory[0], "usage": memory[1], "max": memory[2], "failcnt": memory[3] })
+    };
+    let mut usage = json!({
+        "total": stats.cpu_total_ns,
+        "percpu": stats.per_cpu_ns,
+        "kernel": stats.cpu_system_ns,
+        "user": stats.cpu_user_ns,
+    });
+    let (per_user, per_system) = cgroup.per_cpu_split();
+    if !per_user.is_empty() {
+        usage["percpu_kernel"] = json!(per_system);
+        usage["percpu_user"] = json!(per_user);
+    }
+    let entries = |pick: fn(&cgroup::BlockIoStat) -> [(&'static str, u64); 2]| -> Vec<Value> {
+        let of = |stat: &cgroup::BlockIoStat, (op, value): (&str, u64)| json!({ "major": stat.major, "minor": stat.minor, "op": op, "value": value });
+        stats
+            .block_io
+            .iter()
+            .flat_map(|stat| pick(stat).map(|entry| of(stat, entry)))
+            .collect()
+    };
+    let block_io = match stats.block_io.is_empty() {
+        true => json!({}),
+        false => json!({
+            "ioServiceBytesRecursive": entries(|s| [("Read", s.read_bytes), ("Write", s.write_bytes)]),
+            "ioServicedRecursive": entries(|s| [("Read", s.read_operations), ("Write", s.write_operations)]),
+        }),
+    };
     Ok(json!({
         "type": "stats",
         "id": container.stored.id,
         "data": {
             "cpu": {
-                "usage": {
-                    "total": stats.cpu_total_ns,
-                    "percpu": stats.per_cpu_ns,
-                    "kernel": stats.cpu_system_ns,
-                    "user": stats.cpu_user_ns,
-                },
-                "throttling": {
-                    "periods": stats.throttling_periods,
-                    "throttledPeriods": stats.throttled_periods,
-                    "throttledTime": stats.throttled_ns,
-                },
+                "usage": usage,
+                "throttling": present(&[
+                    ("periods", stats.throttling_periods),
+                    ("throttledPeriods", stats.throttled_periods),
+                    ("throttledTime", stats.throttled_ns),
+                ]),
             },
             "memory": {
                 "usage": {
@@ -261,9 +326,19 @@ fn stats(container: &Container) -> Result<Value, Failure> {
                     "max": stats.memory_max_usage.unwrap_or(0),
                     "failcnt": stats.memory_failcnt.unwrap_or(0),
                 },
+                "swap": further("memsw"),
+                "kernel": further("kmem"),
+                "kernelTCP": further("kmem.tcp"),
                 "raw": raw,
             },
-            "pids": { "current": stats.pids.unwrap_or(0), "limit": stats.pids_limit.unwrap_or(0) },
+            "pids": present(&[
+                ("current", stats.pids.unwrap_or(0)),
+                ("limit", stats.pids_limit.unwrap_or(0)),
+            ]),
+            "blkio": block_io,
+            "hugetlb": cgroup.huge_pages(),
+            "intel_rdt": {},
+            "network_interfaces": null,
         },
     }))
 }
@@ -283,10 +358,14 @@ pub(super) fn features() -> Result<u8, Failure> {
                 "unified": cgroup::is_unified(),
             },
             "seccomp": crate::seccomp::features(),
+            // What is built in, not what this kernel has.
             "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": true } },
+        },
+        "annotations": {
+            "org.opencontainers.runc.checkpoint.enabled": "false",
         },
     }))
     .map(|()| 0)
@@ -297,7 +376,7 @@ pub(super) fn spec(arguments: &[String]) -> Result<u8, Failure> {
         arguments,
         &[("bundle", "b", true), ("rootless", "rootless", false)],
     )?;
-    let path = Path::new(flags.value("bundle").unwrap_or(".")).join("config.json");
+    let path = Path::new(flags.value("bundle").unwrap_or("")).join("config.json");
     if path.exists() {
         return Err(Failure::new(format!(
             "File {} exists. Remove it first",
@@ -319,7 +398,11 @@ pub(super) fn spec(arguments: &[String]) -> Result<u8, Failure> {
 /// A specification to start from: a shell in a terminal.
 fn example(rootless: bool) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
-    let mut namespaces = vec!["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    let mut namespaces = vec!["pid", "network", "ipc", "uts", "mount"];
+    if cgroup::is_unified() {
+        // As runc has it: with v1 the host's paths are part of what people look at.
+        namespaces.push("cgroup");
+    }
     if rootless {
         namespaces.retain(|n| *n != "network");
         namespaces.push("user");

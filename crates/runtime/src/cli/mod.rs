@@ -33,6 +33,7 @@ struct Globals {
     root: PathBuf,
     log: Option<PathBuf>,
     json_log: bool,
+    debug: bool,
 }
 
 /// The words by which engines know that a container is gone.
@@ -43,6 +44,8 @@ const DOES_NOT_EXIST: &str = "container does not exist";
 struct Failure {
     text: String,
     code: u8,
+    /// The command line was wrong, so how it should be is shown.
+    usage: bool,
 }
 
 impl Failure {
@@ -50,10 +53,14 @@ impl Failure {
         Self {
             text: text.into(),
             code: 1,
+            usage: false,
         }
     }
     fn usage(text: impl Into<String>) -> Self {
-        Self::new(text)
+        Self {
+            usage: true,
+            ..Self::new(text)
+        }
     }
     /// The container is not there, which is what `delete --force` wants.
     fn is_absence(&self) -> bool {
@@ -158,6 +165,7 @@ pub fn main() -> ExitCode {
         root: flags.value("root").unwrap_or(ROOT).into(),
         log: flags.value("log").map(PathBuf::from),
         json_log: log_format == "json",
+        debug: flags.is_set("debug"),
     };
     if !matches!(log_format, "text" | "json") {
         complain(
@@ -166,8 +174,14 @@ pub fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    if globals.debug {
+        globals.debug(&format!("arguments: {arguments:?}"));
+    }
     match dispatch(&globals, &flags) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => {
+            globals.debug(&format!("done: exit status {code}"));
+            ExitCode::from(code)
+        }
         Err(failure) => {
             complain(Some(&globals), &failure);
             ExitCode::from(failure.code)
@@ -188,7 +202,7 @@ fn dispatch(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         print(USAGE)?;
         return Ok(0);
     };
-    if flags.is_set("help") || rest.iter().any(|a| a == "--help") && command != "exec" {
+    if flags.is_set("help") || rest.first().is_some_and(|a| a == "--help" || a == "-h") {
         print(USAGE)?;
         return Ok(0);
     }
@@ -225,6 +239,7 @@ fn dispatch(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         other => Err(Failure {
             text: format!("No help topic for '{other}'"),
             code: 3,
+            usage: false,
         }),
     }
 }
@@ -234,6 +249,12 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 impl Globals {
+    fn debug(&self, text: &str) {
+        if self.debug {
+            say(Some(self), "debug", text);
+        }
+    }
+
     /// Something that was not done, and need not be.
     fn warn(&self, text: &str) {
         say(Some(self), "warning", text);
@@ -242,6 +263,9 @@ impl Globals {
 
 /// The error where the caller looks for it: the log if there is one, and stderr.
 fn complain(globals: Option<&Globals>, failure: &Failure) {
+    if failure.usage {
+        let _ = print(&format!("Incorrect Usage: {}\n\n{USAGE}", failure.text));
+    }
     say(globals, "error", &failure.text);
 }
 

@@ -111,6 +111,10 @@ impl World {
         spec["process"]["args"] = json!(command);
         spec["process"]["env"] = json!(["PATH=/bin"]);
         spec["process"].as_object_mut().unwrap().remove("rlimits");
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        if !namespaces.contains(&json!({ "type": "cgroup" })) {
+            namespaces.push(json!({ "type": "cgroup" }));
+        }
         spec["root"] = json!({ "path": self.root(), "readonly": true });
         change(&mut spec);
         fs::write(&config, serde_json::to_vec(&spec).unwrap()).unwrap();
