@@ -8,8 +8,8 @@ use std::time::Duration;
 
 /// How long the daemon may take to serve, also on a machine that is busy with other tests.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// A client that takes longer hangs.
-const CLIENT_LIMIT_SECONDS: &str = "90";
+/// A client that takes longer hangs, and one on a terminal does not mind SIGTERM. Options of timeout(1).
+const CLIENT_LIMIT: [&str; 2] = ["--kill-after=5", "90"];
 
 /// What a world is like.
 #[derive(Debug, Clone, Default)]
@@ -292,7 +292,7 @@ impl World {
     pub fn gantry_with(&self, words: &[&str], input: Option<&[u8]>) -> Done {
         let mut command = self.enter("timeout");
         command
-            .arg(CLIENT_LIMIT_SECONDS)
+            .args(CLIENT_LIMIT)
             .arg(&self.program)
             .args(words)
             .env("GANTRY_DATA_DIR", self.data_dir())
@@ -315,7 +315,7 @@ impl World {
     pub fn docker_command(&self, words: &[&str]) -> Command {
         let mut command = self.enter("timeout");
         command
-            .arg(CLIENT_LIMIT_SECONDS)
+            .args(CLIENT_LIMIT)
             .arg("docker")
             .args(words)
             .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
@@ -384,6 +384,7 @@ impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- the daemon said:\n{}", self.talk());
+            eprintln!("--- processes:\n{}", processes());
         }
         if self.namespace.is_none() && self.daemon.is_none() && !self.data_dir().exists() {
             return;
@@ -398,6 +399,16 @@ impl Drop for World {
             }
         }
     }
+}
+
+/// Every process with its terminal's foreground group and what it sleeps in, for the report of a test that failed.
+fn processes() -> String {
+    let format = "pid,ppid,pgid,tpgid,tty,stat,wchan:24,etimes,args";
+    let listed = Command::new("ps").args(["-ewwo", format]).output();
+    listed.map_or_else(
+        |error| format!("ps: {error}"),
+        |done| String::from_utf8_lossy(&done.stdout).into_owned(),
+    )
 }
 
 /// A process that holds a new network namespace with its loopback up.

@@ -217,8 +217,12 @@ fn a_terminal() {
         client.get_program().to_string_lossy(),
         words.join(" ")
     );
-    let mut command = Command::new("script");
+    // The client's own limit ends the client; this one ends script(1), should that be what hangs.
+    let mut command = Command::new("timeout");
     command.args([
+        "--kill-after=5",
+        "120",
+        "script",
         "-q",
         "-e",
         "-c",
