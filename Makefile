@@ -28,6 +28,7 @@ test-long: ## kill -9 and lost-exit tests with many rounds: GANTRY_TEST_ROUNDS=1
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-100} cargo test --locked --package gantry --test whole -- kill_9_in_the_middle_of_things --nocapture
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry --test whole -- true_under_load --nocapture
 	GANTRY_TEST_RACES=$${GANTRY_TEST_RACES:-10000} cargo test --locked --package gantry-runtime --test attacks_races -- --nocapture
+	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry-runtime --test crashes -- --include-ignored --nocapture
 
 check: ## the quick part: format, lints, tidy
 	$(XTASK) check

@@ -66,6 +66,10 @@ pub(crate) const TEST: &[Need] = &[
         what: What::Program("curl"),
         packages: &["curl"],
     },
+    Need {
+        what: What::Program("newuidmap"),
+        packages: &["uidmap"],
+    },
     // Engines that drive the runtime, and what attacks it.
     Need {
         what: What::Program("perl"),

@@ -96,6 +96,10 @@ fn set_up(mut plan: Plan<'_>, socket: &OwnedFd) -> Result<std::convert::Infallib
     if plan.new_user {
         expect(socket, message::MAPPED)?;
     }
+    if plan.own_time {
+        // Before the change of user, which takes the files of our own folder in /proc out of our hands.
+        launch::new_time_namespace(plan.linux).failed("making the time namespace")?;
+    }
     enter_namespaces(&mut plan)?;
     if !plan.launch.options.no_new_keyring {
         let name = CString::new(format!("_ses.{}", plan.launch.id)).ok();
@@ -183,9 +187,6 @@ fn enter_namespaces(plan: &mut Plan<'_>) -> Result<(), Failure> {
     }
     if plan.late != 0 {
         namespace::unshare(plan.late).failed("unshare")?;
-    }
-    if plan.own_time {
-        launch::new_time_namespace(plan.linux).failed("making the time namespace")?;
     }
     Ok(())
 }

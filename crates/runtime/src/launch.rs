@@ -512,7 +512,8 @@ fn exec_in(
         .ok_or_else(|| Failure::new(128, "container not running".to_owned()))?;
     let container = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
         .map_err(|_| Failure::new(128, "container not running".to_owned()))?;
-    let joins = process::namespaces_of(target.pid).failed("namespaces of the container")?;
+    let mut joins = process::namespaces_of(target.pid).failed("namespaces of the container")?;
+    let user = joins & namespace::NEWUSER != 0;
     let join = match target.sub_cgroups {
         [] => target.cgroup.existing(),
         below => target
@@ -521,6 +522,12 @@ fn exec_in(
             .map_err(|e| Failure::new(128, e))?,
     };
     let (ours, theirs) = socket_pair()?;
+    if user && !rustix::process::geteuid().is_root() {
+        // Only inside its own user namespace has an ordinary user the right to enter the others. There is no way back, and no need:
+        // outside we are who we were.
+        namespace::setns(&container, namespace::NEWUSER).failed("joining the user namespace")?;
+        joins &= !namespace::NEWUSER;
+    }
     // A PID namespace is entered by being born in it: it is set for our next child only, and set back at once.
     let in_pid_namespace = ForChildren::enter(namespace::NEWPID, "pid", || {
         namespace::setns(&container, namespace::NEWPID)
@@ -555,6 +562,7 @@ fn exec_in(
             let joining = process::Joining {
                 container: &container,
                 namespaces: joins,
+                user,
                 cgroups: &join,
                 born_in_cgroup,
                 notify: target.notify,

@@ -622,6 +622,8 @@ fn set_affinity(when: &str, list: Option<&str>) -> Result<(), Failure> {
 pub(crate) struct Joining<'a> {
     pub(crate) container: &'a OwnedFd,
     pub(crate) namespaces: u64,
+    /// The container has a user namespace that is not ours by birth.
+    pub(crate) user: bool,
     pub(crate) cgroups: &'a Join,
     pub(crate) born_in_cgroup: bool,
     pub(crate) notify: Option<(&'a Seccomp, &'a State)>,
@@ -675,7 +677,7 @@ fn join_and_finish(
     if joining.namespaces != 0 {
         namespace::setns(joining.container, joining.namespaces).failed("joining the container")?;
     }
-    if joining.namespaces & namespace::NEWUSER != 0 {
+    if joining.user {
         own::set_group(0).failed("setresgid")?;
         own::set_user(0).failed("setresuid")?;
     }

@@ -785,7 +785,13 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
         }
     }
     if let Some(sets) = spec.process.as_ref().and_then(|p| p.capabilities.as_ref()) {
-        let held = capabilities::get().map_or(0, |sets| sets.permitted);
+        let linux = spec.linux.as_ref();
+        // In a user namespace of its own a container's root has them all.
+        let own = linux.is_some_and(|l| l.namespace(NamespaceKind::User).is_some());
+        let held = match own {
+            true => u64::MAX,
+            false => capabilities::get().map_or(0, |sets| sets.permitted),
+        };
         let mut missing: Vec<&str> = Vec::new();
         for name in [
             &sets.bounding,

@@ -22,8 +22,15 @@ pub(super) fn kill(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
     let signal = signal_number(flags.positional.get(1).map_or("TERM", String::as_str))?;
     if flags.is_set("all") {
         let pids = match container.stored.cgroup.pids() {
-            // Nothing is left to get a signal, which is what was wanted.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            // An ordinary user's container without cgroups: a first process that ends takes its namespace along.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => match container.pidfd() {
+                Ok(process) => {
+                    program::send_signal(process.as_fd(), signal)?;
+                    return Ok(0);
+                }
+                // Nothing is left to get a signal, which is what was wanted.
+                Err(_) => return Ok(0),
+            },
             other => other?,
         };
         for pid in pids {

@@ -8,7 +8,7 @@ use crate::launch::{self, Launch, Launched, Options, Stdio};
 use crate::proto::Rootfs;
 use crate::{document, hooks, validate};
 use gantry_linux::program;
-use gantry_oci::runtime::{Spec, Status};
+use gantry_oci::runtime::{NamespaceKind, Spec, Status};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::io;
@@ -139,6 +139,18 @@ fn make(
     if (!detached || !terminal) && console_socket.is_some() {
         return Err(Failure::new(
             "cannot use console socket if runc will not detach or allocate tty",
+        ));
+    }
+    let namespaces = bundle.spec.linux.as_ref().map(|l| l.namespaces.as_slice());
+    let user = NamespaceKind::User;
+    if !rustix::process::geteuid().is_root()
+        && !namespaces
+            .unwrap_or_default()
+            .iter()
+            .any(|n| n.kind == user)
+    {
+        return Err(Failure::new(
+            "linux.namespaces: an ordinary user's container needs a user namespace",
         ));
     }
     for warning in validate::warnings(&bundle.spec) {
@@ -381,7 +393,7 @@ pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure
     let code = reap(&made.launched)?;
     // With a PID namespace of its own everything in it is gone; without, what it left behind goes now.
     let own_pids = bundle.spec.linux.as_ref().is_some_and(|l| {
-        l.namespace(gantry_oci::runtime::NamespaceKind::Pid)
+        l.namespace(NamespaceKind::Pid)
             .is_some_and(|n| n.path.is_empty())
     });
     if !own_pids {

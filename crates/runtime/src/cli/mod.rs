@@ -162,7 +162,7 @@ pub fn main() -> ExitCode {
     };
     let log_format = flags.value("log-format").unwrap_or("text");
     let globals = Globals {
-        root: flags.value("root").unwrap_or(ROOT).into(),
+        root: flags.value("root").map_or_else(default_root, PathBuf::from),
         log: flags.value("log").map(PathBuf::from),
         json_log: log_format == "json",
         debug: flags.is_set("debug"),
@@ -186,6 +186,16 @@ pub fn main() -> ExitCode {
             complain(Some(&globals), &failure);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// An ordinary user's own, where there is a folder for such things.
+fn default_root() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(own) if !rustix::process::geteuid().is_root() => {
+            PathBuf::from(own).join("gantry-runtime")
+        }
+        _ => PathBuf::from(ROOT),
     }
 }
 
