@@ -79,7 +79,7 @@ fn absolute(path: &Path, bundle: Option<&Path>) -> PathBuf {
 
 /// Never returns: becomes the user's program, or reports and exits.
 pub(crate) fn run(plan: Plan<'_>, socket: OwnedFd) -> ! {
-    process::hide();
+    process::hide(plan.rootless);
     let Err(failure) = set_up(plan, &socket);
     process::report(&socket, &failure);
     own::exit_now(1)

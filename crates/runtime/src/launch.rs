@@ -113,6 +113,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) joins: Vec<(u64, OwnedFd)>,
     /// Namespaces to make after those joins.
     pub(crate) late: u64,
+    /// The caller is an ordinary user.
+    pub(crate) rootless: bool,
     /// The init makes its own time namespace.
     pub(crate) own_time: bool,
     pub(crate) new_user: bool,
@@ -258,9 +260,9 @@ fn clone_init<'a>(
             joins.push((kind, fd));
         }
     }
-    let rootless = flags & namespace::NEWUSER != 0 && !rustix::process::geteuid().is_root();
+    let is_root = rustix::process::geteuid().is_root();
     // An ordinary user may make one only inside its user namespace; the init is in it from its exec on.
-    let own_time = rootless && flags & namespace::NEWTIME != 0;
+    let own_time = flags & namespace::NEWUSER != 0 && !is_root && flags & namespace::NEWTIME != 0;
     if own_time {
         flags &= !namespace::NEWTIME;
     } else if flags & namespace::NEWTIME != 0 {
@@ -309,6 +311,7 @@ fn clone_init<'a>(
                 joins,
                 late,
                 own_time,
+                rootless: !is_root,
                 new_user: flags & namespace::NEWUSER != 0,
                 new_network: (flags | late) & namespace::NEWNET != 0,
                 filter,
@@ -522,7 +525,8 @@ fn exec_in(
             .map_err(|e| Failure::new(128, e))?,
     };
     let (ours, theirs) = socket_pair()?;
-    if user && !rustix::process::geteuid().is_root() {
+    let rootless = !rustix::process::geteuid().is_root();
+    if user && rootless {
         // Only inside its own user namespace has an ordinary user the right to enter the others. There is no way back, and no need:
         // outside we are who we were.
         namespace::setns(&container, namespace::NEWUSER).failed("joining the user namespace")?;
@@ -563,6 +567,7 @@ fn exec_in(
                 container: &container,
                 namespaces: joins,
                 user,
+                rootless,
                 cgroups: &join,
                 born_in_cgroup,
                 notify: target.notify,

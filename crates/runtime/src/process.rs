@@ -64,9 +64,11 @@ pub(crate) fn report(socket: &OwnedFd, failure: &Failure) {
 }
 
 /// Until the exec nobody in the container may look into this process: it still holds the host's memory, rights and descriptors.
-pub(crate) fn hide() {
-    // For an ordinary user it would also close its own files in /proc.
-    if rustix::process::geteuid().is_root() {
+///
+/// `rootless`: what the caller is, not we: in a user namespace anybody may be root by now. For an ordinary user it would also close its
+/// own files in `/proc`, and whoever could look in is that same user.
+pub(crate) fn hide(rootless: bool) {
+    if !rootless {
         let _ = own::set_dumpable(false);
     }
 }
@@ -624,6 +626,8 @@ pub(crate) struct Joining<'a> {
     pub(crate) namespaces: u64,
     /// The container has a user namespace that is not ours by birth.
     pub(crate) user: bool,
+    /// The caller is an ordinary user.
+    pub(crate) rootless: bool,
     pub(crate) cgroups: &'a Join,
     pub(crate) born_in_cgroup: bool,
     pub(crate) notify: Option<(&'a Seccomp, &'a State)>,
@@ -638,7 +642,7 @@ pub(crate) fn run_joined(
     options: Options<'_>,
     socket: &OwnedFd,
 ) -> ! {
-    hide();
+    hide(joining.rootless);
     let Err(failure) = join_and_finish(joining, process, stdio, filter, options, socket);
     report(socket, &failure);
     own::exit_now(1)
