@@ -4,7 +4,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 XTASK = cargo run --quiet --package xtask --
 
-.PHONY: help up build test test-long check deny doc install uninstall
+.PHONY: help up build test test-long test-guest check deny doc install uninstall
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,6 +29,10 @@ test-long: ## kill -9 and lost-exit tests with many rounds: GANTRY_TEST_ROUNDS=1
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry --test whole -- true_under_load --nocapture
 	GANTRY_TEST_RACES=$${GANTRY_TEST_RACES:-10000} cargo test --locked --package gantry-runtime --test attacks_races -- --nocapture
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry-runtime --test crashes -- --include-ignored --nocapture
+
+test-guest: ## pure cgroup v2: the runtime on a Debian kernel in QEMU (10 s with KVM, a minute without)
+	$(XTASK) setup test-guest
+	cargo test --locked --package gantry-runtime --test guest -- --ignored pure_unified_cgroups --nocapture
 
 check: ## the quick part: format, lints, tidy
 	$(XTASK) check

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         ["setup", "build"] => setup::install(setup::BUILD),
         ["setup", "up"] => setup::install(setup::UP),
         ["setup", "test"] => setup::install(setup::TEST),
+        ["setup", "test-guest"] => setup::install(setup::TEST_GUEST),
         ["test"] => test::run(),
         ["check"] => test::check(),
         ["tidy"] => tidy::run(),
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         ["up"] => up::run(),
         ["deny"] => deny::run(),
         _ => {
-            eprintln!("usage: xtask setup up|test | test | check | tidy | dist | up | deny");
+            eprintln!("usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny");
             return ExitCode::from(2);
         }
     };

@@ -97,6 +97,19 @@ pub(crate) const TEST: &[Need] = &[
     },
 ];
 
+/// What boots the guest; its kernel is only unpacked, by the test.
+pub(crate) const TEST_GUEST: &[Need] = &[
+    PROTOC,
+    Need {
+        what: What::Package,
+        packages: &["busybox-static"],
+    },
+    Need {
+        what: What::Program("qemu-system-x86_64"),
+        packages: &["qemu-system-x86"],
+    },
+];
+
 pub(crate) fn install(needs: &[Need]) -> anyhow::Result<()> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
