@@ -31,7 +31,9 @@ fn main() -> ExitCode {
         ["up"] => up::run(),
         ["deny"] => deny::run(),
         _ => {
-            eprintln!("usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny");
+            eprintln!(
+                "usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny"
+            );
             return ExitCode::from(2);
         }
     };

@@ -38,6 +38,9 @@ pub enum Verb {
     Doctor(OutputArgs),
     /// Print the version
     Version(OutputArgs),
+    /// Serve TCP for the node that started it
+    #[command(hide = true)]
+    Front { uid: u32 },
     /// Load and run the demo container (what `up --demo` does)
     #[command(hide = true)]
     Demo,
@@ -102,9 +105,21 @@ pub struct DownArgs {
 /// `gantry up`. Every flag is optional here: file, environment and defaults come in [`crate::settings`].
 #[derive(Debug, Default, ClapArgs)]
 pub struct UpArgs {
-    /// The Docker API: unix://PATH or off [default: unix://R/docker.sock]
+    /// The Docker API: unix://PATH, tcp://IP:PORT or off; may be given more than once [default: unix://R/docker.sock]
     #[arg(long, value_name = "ADDRESS")]
-    pub docker: Option<String>,
+    pub docker: Vec<String>,
+    /// Certificate (PEM) that tcp:// addresses show
+    #[arg(long, value_name = "FILE")]
+    pub tlscert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE")]
+    pub tlskey: Option<PathBuf>,
+    /// Authority whose certificates clients must show with --tlsverify
+    #[arg(long, value_name = "FILE")]
+    pub tlscacert: Option<PathBuf>,
+    /// Refuse clients without a certificate of --tlscacert
+    #[arg(long)]
+    pub tlsverify: bool,
     /// Pool that networks' subnets are cut from [default: 172.16.0.0/12]
     #[arg(long, value_name = "CIDR")]
     pub subnet_pool: Option<String>,

@@ -185,6 +185,9 @@ pub struct Daemon {
     pub run_dir: PathBuf,
     /// Path of the Docker API's socket; `None` when that listener is off.
     pub docker: Option<PathBuf>,
+    /// Addresses on TCP, as `tcp://IP:PORT`.
+    #[serde(default)]
+    pub docker_tcp: Vec<String>,
     pub started_at: jiff::Timestamp,
 }
 
@@ -393,6 +396,7 @@ mod tests {
             data_dir: dirs.data.clone(),
             run_dir: dirs.run.clone(),
             docker: None,
+            docker_tcp: Vec::new(),
             started_at: jiff::Timestamp::UNIX_EPOCH,
         };
         locks.describe(&me).unwrap();
@@ -421,6 +425,7 @@ mod tests {
                 data_dir: first.data.clone(),
                 run_dir: first.run.clone(),
                 docker: None,
+                docker_tcp: Vec::new(),
                 started_at: jiff::Timestamp::UNIX_EPOCH,
             })
             .unwrap();

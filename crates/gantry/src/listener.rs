@@ -70,6 +70,23 @@ impl Listener {
         Ok(Self { socket, place })
     }
 
+    /// Listens where only root and this user may connect. The caller holds the run directory's lock, so a file that is there is left over.
+    pub fn bind_for(path: &Path, uid: u32) -> anyhow::Result<Self> {
+        let what = || format!("listening on {}", path.display());
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).with_context(what),
+            _ => {}
+        }
+        let socket = listen_privately(path).with_context(what)?;
+        rustix::fs::chown(path, Some(rustix::fs::Uid::from_raw(uid)), None).with_context(what)?;
+        let meta = std::fs::symlink_metadata(path).with_context(what)?;
+        let place = Place {
+            path: path.to_owned(),
+            device_and_inode: (meta.dev(), meta.ino()),
+        };
+        Ok(Self { socket, place })
+    }
+
     pub fn into_parts(self) -> (UnixListener, Place) {
         (self.socket, self.place)
     }

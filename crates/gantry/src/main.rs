@@ -21,6 +21,7 @@
 mod args;
 mod client;
 mod cmd;
+mod front;
 mod instance;
 mod listener;
 mod logging;

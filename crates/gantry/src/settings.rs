@@ -7,16 +7,20 @@
 //! `data-dir` and `run-dir` may stand in it too. Unknown keys are refused, so that a typo does not pass in silence.
 
 use crate::args::{DirArgs, LaterArgs, UpArgs};
+use crate::front::{TlsFiles, Wanted};
 use crate::instance::Dirs;
 use anyhow::{Context, bail};
 use gantry_network::Firewall;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A configuration file longer than this is refused.
 const CONFIG_LIMIT: u64 = 1 << 20;
 /// The longest path that fits a unix socket's address.
 const SOCKET_PATH_LIMIT: usize = 107;
+/// Addresses on TCP.
+const TCP_LIMIT: usize = 8;
 /// Docker's own range. Every address and route of the host is left out when subnets are cut from it.
 const DEFAULT_SUBNET_POOL: &str = "172.16.0.0/12";
 
@@ -26,6 +30,8 @@ pub struct Settings {
     pub dirs: Dirs,
     /// Socket of the Docker API; `None` is `off`.
     pub docker: Option<PathBuf>,
+    /// The Docker API on TCP, through `gantry front`.
+    pub front: Wanted,
     pub subnet_pool: ipnet::Ipv4Net,
     pub firewall: Firewall,
 }
@@ -36,7 +42,11 @@ pub struct Settings {
 struct ConfigFile {
     data_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
-    docker: Option<String>,
+    docker: Option<OneOrMore>,
+    tlscert: Option<PathBuf>,
+    tlskey: Option<PathBuf>,
+    tlscacert: Option<PathBuf>,
+    tlsverify: Option<bool>,
     subnet_pool: Option<String>,
     firewall: Option<String>,
     kube: Option<String>,
@@ -54,6 +64,23 @@ struct ConfigFile {
     insecure_registry: Option<String>,
 }
 
+/// `"ADDRESS"` or `["ADDRESS", …]`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::More(more) => more,
+        }
+    }
+}
+
 impl Settings {
     pub fn resolve(dirs: &DirArgs, up: &UpArgs) -> anyhow::Result<Self> {
         let file = match &up.config {
@@ -65,10 +92,16 @@ impl Settings {
             dirs.run_dir.clone().or(file.run_dir.clone()),
         )?;
         refuse_later(&up.later, &file)?;
-        let docker = docker_socket(
-            up.docker.as_ref().or(file.docker.as_ref()),
-            &dirs.run.join("docker.sock"),
-        )?;
+        let typed = match &file.docker {
+            Some(filed) if up.docker.is_empty() => filed.as_slice(),
+            _ => &up.docker,
+        };
+        let (tcp, local): (Vec<_>, Vec<_>) = typed.iter().partition(|a| a.starts_with("tcp://"));
+        if let [_, second, ..] = local[..] {
+            bail!("--docker {second} is one local address too many; say one unix:///PATH or off");
+        }
+        let docker = docker_socket(local.first().copied(), &dirs.run.join("docker.sock"))?;
+        let front = front(&tcp, up, &file)?;
         let pool = up
             .subnet_pool
             .as_ref()
@@ -93,6 +126,7 @@ impl Settings {
         Ok(Self {
             dirs,
             docker,
+            front,
             subnet_pool: subnet_pool.trunc(),
             firewall,
         })
@@ -124,7 +158,9 @@ fn docker_socket(typed: Option<&String>, default: &Path) -> anyhow::Result<Optio
                 default.display()
             ),
             None => {
-                bail!("--docker {address} is not served by this build; say unix:///PATH or off")
+                bail!(
+                    "--docker {address} is not served by this build; say unix:///PATH, tcp://IP:PORT or off"
+                )
             }
         },
     };
@@ -135,6 +171,55 @@ fn docker_socket(typed: Option<&String>, default: &Path) -> anyhow::Result<Optio
         );
     }
     Ok(Some(path))
+}
+
+/// What shall be served on TCP. The API is root on this machine for whoever reaches it, so beyond loopback clients must prove
+/// who they are.
+fn front(tcp: &[&String], up: &UpArgs, file: &ConfigFile) -> anyhow::Result<Wanted> {
+    let either = |flag: &Option<PathBuf>, filed: &Option<PathBuf>| flag.clone().or(filed.clone());
+    let certificate = either(&up.tlscert, &file.tlscert);
+    let key = either(&up.tlskey, &file.tlskey);
+    let authority = either(&up.tlscacert, &file.tlscacert);
+    let verify = up.tlsverify || file.tlsverify == Some(true);
+    let tls = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles {
+            certificate: std::path::absolute(certificate)?,
+            key: std::path::absolute(key)?,
+            authority: match (verify, authority) {
+                (true, Some(authority)) => Some(std::path::absolute(authority)?),
+                (true, None) => {
+                    bail!("--tlsverify needs --tlscacert, the authority of clients' certificates")
+                }
+                (false, _) => None,
+            },
+        }),
+        (None, None) if verify => bail!("--tlsverify needs --tlscert and --tlskey"),
+        (None, None) => None,
+        _ => bail!("--tlscert and --tlskey go together"),
+    };
+    if tcp.len() > TCP_LIMIT {
+        bail!("--docker tcp://… may be given {TCP_LIMIT} times at most");
+    }
+    let mut addresses = Vec::new();
+    for address in tcp {
+        let plain = address.trim_start_matches("tcp://").trim_end_matches('/');
+        let plain = plain.replace("localhost:", "127.0.0.1:");
+        let parsed: SocketAddr = plain.parse().map_err(|_| {
+            anyhow::anyhow!(
+                "--docker {address} needs an address and a port, such as tcp://127.0.0.1:2376"
+            )
+        })?;
+        if !parsed.ip().is_loopback() && tls.as_ref().is_none_or(|tls| tls.authority.is_none()) {
+            bail!(
+                "--docker {address} would give root on this machine to everybody who reaches it; add --tlsverify, --tlscacert, --tlscert and --tlskey, or listen on 127.0.0.1"
+            );
+        }
+        addresses.push(parsed);
+    }
+    if addresses.is_empty() && tls.is_some() {
+        bail!("--tlscert is for tcp:// addresses; add --docker tcp://IP:PORT");
+    }
+    Ok(Wanted { addresses, tls })
 }
 
 /// The parts of the contract that this build does not carry refuse to be switched on, instead of being ignored.
@@ -205,6 +290,39 @@ mod tests {
     }
 
     #[test]
+    fn tcp_goes_beyond_loopback_only_with_clients_that_prove_themselves() {
+        let up = |words: &str| resolve(&format!("--data-dir /x/d --run-dir /x/r {words}"));
+        let plain = up("--docker tcp://127.0.0.1:2375 --docker tcp://[::1]:2375").unwrap();
+        assert_eq!(plain.docker.as_deref(), Some(Path::new("/x/r/docker.sock")));
+        assert_eq!((plain.front.addresses.len(), plain.front.tls), (2, None));
+        assert_eq!(
+            up("--docker off --docker tcp://localhost:1")
+                .unwrap()
+                .docker,
+            None
+        );
+        let files = "--tlscert /c --tlskey /k --tlscacert /a";
+        let open = up(&format!("--docker tcp://0.0.0.0:2376 {files}"));
+        assert!(open.unwrap_err().contains("would give root"));
+        let verified = up(&format!("--docker tcp://0.0.0.0:2376 {files} --tlsverify")).unwrap();
+        assert_eq!(
+            verified.front.tls.unwrap().authority.as_deref(),
+            Some(Path::new("/a"))
+        );
+        for (words, sentence) in [
+            (
+                "--docker unix:///a --docker unix:///b",
+                "one local address too many",
+            ),
+            ("--docker tcp://127.0.0.1", "needs an address and a port"),
+            ("--docker tcp://127.0.0.1:1 --tlskey /k", "go together"),
+            ("--tlscert /c --tlskey /k", "is for tcp:// addresses"),
+        ] {
+            assert!(up(words).unwrap_err().contains(sentence), "{words}");
+        }
+    }
+
+    #[test]
     fn every_listener_takes_off() {
         let settings = resolve(
             "--docker off --kube off --registry off --router off --router-tls off --console off --store embedded",
@@ -237,7 +355,7 @@ mod tests {
                 .ends_with("say --store embedded")
         );
         assert!(
-            resolve("--docker tcp://127.0.0.1:2375")
+            resolve("--docker npipe:////./pipe/docker")
                 .unwrap_err()
                 .contains("not served")
         );

@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod conntrack;
 pub mod dirfd;
 pub mod ipc;
+pub mod landlock;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespace;

@@ -492,13 +492,13 @@ fn v2_devices() {
         }
     };
     assert_eq!(world.sh(nodes, change(json!([]))), "opened c 1 3\n");
-    let memory = json!([{ "allow": true, "type": "c", "major": 1, "minor": 1, "access": "r" }]);
+    let disk = json!([{ "allow": true, "type": "b", "major": 7, "minor": 0, "access": "r" }]);
     assert_eq!(
-        world.sh(nodes, change(memory)),
-        "opened c 1 3\nopened c 1 1\n"
+        world.sh(nodes, change(disk)),
+        "opened c 1 3\nopened b 7 0\n"
     );
     // What is refused after it was allowed.
-    let refused = json!([{ "allow": true, "type": "c", "major": 1, "minor": 1, "access": "rw" }, { "allow": false, "type": "c", "major": 1, "minor": 1, "access": "r" }]);
+    let refused = json!([{ "allow": true, "type": "b", "major": 7, "minor": 0, "access": "rw" }, { "allow": false, "type": "b", "major": 7, "minor": 0, "access": "r" }]);
     assert_eq!(world.sh(nodes, change(refused)), "opened c 1 3\n");
 }
 

@@ -62,12 +62,30 @@ fn words(settings: &Settings, up: &UpArgs) -> Vec<OsString> {
         None => "off".into(),
     };
     flag("--docker", &docker);
+    for address in &settings.front.addresses {
+        flag("--docker", format!("tcp://{address}").as_ref());
+    }
+    if let Some(tls) = &settings.front.tls {
+        flag("--tlscert", tls.certificate.as_os_str());
+        flag("--tlskey", tls.key.as_os_str());
+        if let Some(authority) = &tls.authority {
+            flag("--tlscacert", authority.as_os_str());
+        }
+    }
     flag("--subnet-pool", settings.subnet_pool.to_string().as_ref());
     let firewall = match settings.firewall {
         gantry_network::Firewall::Friendly => "friendly",
         gantry_network::Firewall::Strict => "strict",
     };
     flag("--firewall", firewall.as_ref());
+    if settings
+        .front
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.authority.is_some())
+    {
+        words.push("--tlsverify".into());
+    }
     if up.demo {
         words.push("--demo".into());
     }

@@ -32,6 +32,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Verb::Status(how) => block_on(status::run(&dirs()?, how.output)),
         Verb::Doctor(how) => doctor::run(&dirs()?, how.output),
         Verb::Version(how) => version::run(how.output),
+        Verb::Front { uid } => crate::front::child::run(uid),
         Verb::Runtime { words } => Err(crate::runtime_program::exec(&words)),
         verb => {
             let client = Client::of(&dirs()?)?;
@@ -65,6 +66,7 @@ async fn ask(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         | Verb::Status(_)
         | Verb::Doctor(_)
         | Verb::Version(_)
+        | Verb::Front { .. }
         | Verb::Runtime { .. } => unreachable!("answered by run()"),
     }
 }

@@ -45,6 +45,7 @@ pub async fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
             "runDir": daemon.run_dir,
             "startedAt": daemon.started_at.to_string(),
             "docker": docker,
+            "dockerTcp": daemon.docker_tcp,
             "containers": {
                 "running": number("ContainersRunning"),
                 "paused": number("ContainersPaused"),
@@ -65,6 +66,9 @@ pub async fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
     output::line(format!("  instance    {}", daemon.instance))?;
     output::line(format!("  data        {}", daemon.data_dir.display()))?;
     output::line(format!("  docker      {docker}"))?;
+    for address in &daemon.docker_tcp {
+        output::line(format!("  docker      {address}"))?;
+    }
     if daemon.docker.is_some() {
         output::line(format!(
             "  containers  {} running, {} paused, {} stopped",

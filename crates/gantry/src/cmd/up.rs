@@ -3,6 +3,7 @@
 use super::{demo, detach};
 use crate::args::{DirArgs, UpArgs};
 use crate::client::Client;
+use crate::front::{self, Front};
 use crate::instance::{Daemon, Locks};
 use crate::listener::Listener;
 use crate::settings::Settings;
@@ -58,6 +59,7 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         logging::start(None)?;
     }
     let instance = dirs.instance_or_new()?;
+    let front = Front::prepare(&settings.front, &dirs.run, &instance)?;
     let me = i32::try_from(std::process::id()).context("reading the own process id")?;
     let daemon = Daemon {
         pid: me,
@@ -67,12 +69,21 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         data_dir: dirs.data.clone(),
         run_dir: dirs.run.clone(),
         docker: settings.docker.clone(),
+        docker_tcp: front.as_ref().map(Front::addresses).unwrap_or_default(),
         started_at: jiff::Timestamp::now(),
     };
     locks.describe(&daemon)?;
     // Bound before the engine is opened: a client that comes early waits in the queue instead of failing.
     let listener = settings.docker.as_deref().map(Listener::bind).transpose()?;
     let (socket, place) = listener.map(Listener::into_parts).unzip();
+    let front_listener = match &front {
+        Some(front) => Some(Listener::bind_for(
+            &dirs.run.join(front::SOCKET),
+            front.uid,
+        )?),
+        None => None,
+    };
+    let (front_socket, front_place) = front_listener.map(Listener::into_parts).unzip();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -94,11 +105,25 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             Some(socket) => {
                 let listener = tokio::net::UnixListener::from_std(socket)
                     .context("handing the socket to the async runtime")?;
-                Some(tokio::spawn(gantry_docker::serve(engine.clone(), listener, stopped)))
+                Some(tokio::spawn(gantry_docker::serve(engine.clone(), listener, stopped.clone())))
             }
             None => None,
         };
+        let tcp = match (front, front_socket) {
+            (Some(mut front), Some(socket)) => {
+                let listener = tokio::net::UnixListener::from_std(socket)
+                    .context("handing the front's socket to the async runtime")?;
+                let serving = tokio::spawn(gantry_docker::serve(engine.clone(), listener, stopped.clone()));
+                let first = front.start().await?;
+                Some((serving, tokio::spawn(front.keep(first, stopped))))
+            }
+            _ => None,
+        };
         talk.line(&format!("ready in {:.2}s", began.elapsed().as_secs_f64()));
+        for address in &daemon.docker_tcp {
+            let open = if settings.front.tls.is_some() { "" } else { ": every user of this machine is root there" };
+            talk.line(&format!("docker on {address}{open}"));
+        }
         match &settings.docker {
             Some(socket) if up.demo => {
                 let client = Client::at(socket.clone());
@@ -131,10 +156,14 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         {
             tracing::error!("the Docker API ended: {}", error.chain());
         }
+        if let Some((serving, front)) = tcp {
+            let _ = tokio::time::timeout(GRACE, front).await;
+            let _ = tokio::time::timeout(GRACE, serving).await;
+        }
         engine.shutdown().await;
         anyhow::Ok(())
     });
-    if let Some(place) = place {
+    for place in place.into_iter().chain(front_place) {
         place.remove();
     }
     // A blocking thread in the middle of an archive must not hold the exit up: what it did is undone at the next start.

@@ -8,6 +8,7 @@ mod contract;
 mod debian;
 mod demo;
 mod docker;
+mod front;
 mod instance;
 mod network;
 mod survival;

@@ -1,0 +1,350 @@
+//! `gantry front`: every TCP listener, in a process that may do nothing else.
+//!
+//! ```text
+//! client ──TCP, TLS──► gantry front ──R/front.sock──► gantry up (root, unix sockets only)
+//!                      own uid, no capabilities, no_new_privs, landlock
+//! ```
+//! The node binds the listeners (so that a refusal names flag and holder), reads keys and certificates, hands both over one control
+//! socket and keeps none; the front's process is [`child`]. When it dies the node binds again and makes a new one; when the
+//! node dies the control socket ends, and the front with it.
+//!
+//! The bytes are passed on as they are: the same face answers them as on the local socket, so there is one place that decides.
+
+pub mod child;
+
+use anyhow::{Context, bail};
+use gantry_linux::ipc;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
+use std::io::{IoSlice, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+/// Where the node listens for its front, below `R`.
+pub const SOCKET: &str = "front.sock";
+/// A key or a chain of certificates longer than this is refused: all of them travel in one message.
+const PEM_LIMIT: u64 = 48 << 10;
+/// One message on the control socket.
+const MESSAGE_LIMIT: usize = 192 << 10;
+/// How long a front may take to serve.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// Between the death of a front and its successor, doubled up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A front that lived this long has not died of what killed its predecessors.
+const HEALTHY: Duration = Duration::from_secs(30);
+/// systemd's range for users that exist only while something runs.
+const UIDS: std::ops::Range<u32> = 61_184..65_520;
+const READY: u8 = b'R';
+const ERROR: u8 = b'E';
+const LOG: u8 = b'L';
+
+/// What shall be served on TCP.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub addresses: Vec<SocketAddr>,
+    pub tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Clients must show a certificate of this authority.
+    pub authority: Option<PathBuf>,
+}
+
+/// The same as text, as the front gets it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Tls {
+    certificate: String,
+    key: String,
+    authority: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Message {
+    tls: Option<Tls>,
+}
+
+/// Listeners that are bound and what a front needs to serve them.
+#[derive(Debug)]
+pub struct Front {
+    /// Bound, and not handed over yet.
+    listeners: Option<Vec<TcpListener>>,
+    addresses: Vec<SocketAddr>,
+    message: Vec<u8>,
+    run_dir: PathBuf,
+    pub uid: u32,
+}
+
+impl Front {
+    /// Binds and reads everything that only the node may. `None` when nothing is wanted.
+    pub fn prepare(
+        wanted: &Wanted,
+        run_dir: &Path,
+        instance: &str,
+    ) -> anyhow::Result<Option<Self>> {
+        if wanted.addresses.is_empty() {
+            return Ok(None);
+        }
+        let tls = wanted.tls.as_ref().map(read_tls).transpose()?;
+        // Before any client is kept waiting for a mistake in a file.
+        child::server_config(tls.as_ref())?;
+        let listeners: Vec<_> = wanted
+            .addresses
+            .iter()
+            .map(bind)
+            .collect::<Result<_, _>>()?;
+        let addresses = listeners
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<Result<_, _>>();
+        Ok(Some(Self {
+            listeners: Some(listeners),
+            addresses: addresses.context("reading a listener's address")?,
+            message: serde_json::to_vec(&Message { tls }).expect("strings serialise"),
+            run_dir: run_dir.to_owned(),
+            uid: uid_of(instance),
+        }))
+    }
+
+    /// Where it really listens, with the ports that the kernel chose.
+    pub fn addresses(&self) -> Vec<String> {
+        self.addresses
+            .iter()
+            .map(|a| format!("tcp://{a}"))
+            .collect()
+    }
+
+    /// A front that serves. It alone has the listeners then.
+    pub async fn start(&mut self) -> anyhow::Result<Running> {
+        let listeners = match self.listeners.take() {
+            Some(listeners) => listeners,
+            None => self.addresses.iter().map(bind).collect::<Result<_, _>>()?,
+        };
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .context("making the front's control socket")?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("gantry")
+            .args(["front", &self.uid.to_string()])
+            .env_clear()
+            .current_dir(&self.run_dir)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("starting the front")?;
+        let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+        ipc::send(&ours, &[IoSlice::new(&self.message)], &descriptors)
+            .context("handing the listeners to the front")?;
+        drop(listeners);
+        let control = std::os::unix::net::UnixStream::from(ours);
+        let mut running = control
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(control))
+            .map(|control| Running { child, control })
+            .context("watching the front")?;
+        match tokio::time::timeout(START_LIMIT, running.next()).await {
+            Ok(Some((READY, _))) => Ok(running),
+            Ok(Some((ERROR, text))) => bail!("the front refused: {text}"),
+            Ok(_) => bail!("the front ended before it served"),
+            Err(_) => bail!("the front did not serve within {} s", START_LIMIT.as_secs()),
+        }
+    }
+
+    /// Replaces fronts that die, until `stop` turns true.
+    pub async fn keep(mut self, first: Running, mut stop: watch::Receiver<bool>) {
+        let mut running = Some(first);
+        let mut pause = PAUSES.0;
+        let stopped = async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        tokio::pin!(stopped);
+        loop {
+            let began = std::time::Instant::now();
+            if let Some(front) = running.take() {
+                tokio::select! {
+                    () = front.until_death() => {}
+                    () = &mut stopped => return,
+                }
+                tracing::warn!("the front died; clients on TCP connect again");
+            }
+            if began.elapsed() > HEALTHY {
+                pause = PAUSES.0;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = &mut stopped => return,
+            }
+            pause = (pause * 2).min(PAUSES.1);
+            match self.start().await {
+                Ok(front) => running = Some(front),
+                Err(error) => tracing::error!("{}", crate::sentence(&error)),
+            }
+        }
+    }
+}
+
+/// A front's process. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// A packet socket: one read is one message.
+    control: UnixStream,
+}
+
+impl Running {
+    /// The next message; `None` when the front is gone.
+    async fn next(&mut self) -> Option<(u8, String)> {
+        let mut buffer = [0; 4096];
+        match self.control.read(&mut buffer).await {
+            Ok(0) | Err(_) => None,
+            Ok(length) => Some((
+                buffer[0],
+                String::from_utf8_lossy(&buffer[1..length]).into_owned(),
+            )),
+        }
+    }
+
+    async fn until_death(mut self) {
+        while let Some((kind, text)) = self.next().await {
+            if kind == LOG {
+                tracing::warn!("front: {}", text.escape_debug());
+            }
+        }
+        let _ = self.child.kill().await;
+    }
+}
+
+fn read_tls(files: &TlsFiles) -> anyhow::Result<Tls> {
+    let read = |flag: &str, path: &Path| {
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(PEM_LIMIT + 1).read_to_string(&mut text))
+            .with_context(|| format!("reading --{flag} {}", path.display()))?;
+        if text.len() as u64 > PEM_LIMIT {
+            bail!(
+                "--{flag} {} is longer than {PEM_LIMIT} bytes",
+                path.display()
+            );
+        }
+        Ok(text)
+    };
+    Ok(Tls {
+        certificate: read("tlscert", &files.certificate)?,
+        key: read("tlskey", &files.key)?,
+        authority: files
+            .authority
+            .as_ref()
+            .map(|path| read("tlscacert", path))
+            .transpose()?,
+    })
+}
+
+fn bind(address: &SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        let who = match error.kind() {
+            std::io::ErrorKind::AddrInUse => holder(*address).unwrap_or_default(),
+            _ => String::new(),
+        };
+        anyhow::Error::new(error).context(format!("listening on --docker tcp://{address}{who}"))
+    })?;
+    listener.set_nonblocking(true).context("a listener")?;
+    Ok(listener)
+}
+
+/// Who listens on the port, for a person to read.
+fn holder(address: SocketAddr) -> Option<String> {
+    let port = format!(":{:04X}", address.port());
+    let mut inode = None;
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let text = std::fs::read_to_string(table).ok()?;
+        inode = inode.or_else(|| {
+            text.lines().find_map(|line| {
+                let fields: Vec<_> = line.split_ascii_whitespace().collect();
+                let listens = fields.get(1)?.ends_with(&port) && *fields.get(3)? == "0A";
+                listens.then(|| format!("socket:[{}]", fields.get(9).unwrap_or(&"")))
+            })
+        });
+    }
+    let inode = inode?;
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        // `self` and others are there too.
+        if !process
+            .file_name()
+            .as_encoded_bytes()
+            .iter()
+            .all(u8::is_ascii_digit)
+        {
+            continue;
+        }
+        for fd in std::fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if std::fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == inode.as_str()) {
+                let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+                let pid = process.file_name().to_string_lossy().into_owned();
+                return Some(format!(", which pid {pid} ({}) holds", name.trim()));
+            }
+        }
+    }
+    None
+}
+
+/// A user that owns nothing, the same for an instance each time, and none that this machine's own file has.
+fn uid_of(instance: &str) -> u32 {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let taken = |uid: u32| {
+        let uid = uid.to_string();
+        passwd
+            .lines()
+            .any(|line| line.split(':').nth(2) == Some(&uid))
+    };
+    // FNV-1a.
+    let hash = instance
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    let count = u64::from(UIDS.end - UIDS.start);
+    (0..count)
+        .map(|step| UIDS.start + ((hash + step) % count) as u32)
+        .find(|uid| !taken(*uid))
+        .unwrap_or(UIDS.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instance_keeps_its_own_user() {
+        let first = uid_of("gantry");
+        assert!(UIDS.contains(&first));
+        assert_eq!(first, uid_of("gantry"));
+        assert_ne!(first, uid_of("gantry-00000001"));
+    }
+
+    #[test]
+    fn a_taken_port_names_flag_and_holder() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let refusal = crate::sentence(&bind(&address).unwrap_err());
+        let expected = format!(
+            "listening on --docker tcp://{address}, which pid {} (",
+            std::process::id()
+        );
+        assert!(refusal.starts_with(&expected), "{refusal}");
+    }
+}
