@@ -175,7 +175,10 @@ fn call_in_terminal(words: &[String]) -> Ran {
         .iter()
         .map(|w| format!("'{}'", w.replace('\'', "'\\''")))
         .collect();
-    call(Command::new("script").args(["-qec", &line.join(" "), "/dev/null"]))
+    // conmon notes an OOM kill in the folder it stands in.
+    let mut script = Command::new("script");
+    script.current_dir("/tmp");
+    call(script.args(["-qec", &line.join(" "), "/dev/null"]))
 }
 
 #[track_caller]
@@ -232,7 +235,9 @@ fn podman() {
     let rootfs = place.path("rootfs");
     let command = |words: &[&str]| {
         let mut command = Command::new("podman");
+        // conmon notes an OOM kill in the folder it stands in.
         command
+            .current_dir(&place.directory)
             .env("CONTAINERS_CONF", place.path("containers.conf"))
             .args([
                 "--runtime",
