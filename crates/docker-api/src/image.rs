@@ -37,9 +37,9 @@ pub struct Inspect {
     pub created: String,
     /// Gone since 1.45, like `container_config`: what a build ran in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<&'static str>,
+    pub container: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container_config: Option<RunConfig>,
+    pub container_config: Option<serde_json::Value>,
     pub docker_version: String,
     pub author: String,
     pub config: RunConfig,

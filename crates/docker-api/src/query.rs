@@ -66,6 +66,20 @@ fn truth(text: &str) -> bool {
         .any(|no| word.eq_ignore_ascii_case(no))
 }
 
+/// What Go's `url.QueryEscape` makes of a text.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' ' => out.push('+'),
+            b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            byte if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 /// Undoes percent-encoding; in a query `+` is a blank. What is no valid escape stays as it is, bytes that are no UTF-8 become �.
 pub fn decode(text: &str, plus_is_blank: bool) -> Cow<'_, str> {
     if !text

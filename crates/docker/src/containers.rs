@@ -170,8 +170,34 @@ pub(crate) async fn remove(call: Call) -> Result<Reply> {
         volumes: query.is("v"),
         link: query.is("link"),
     };
-    call.engine.remove(&call.name, how).await?;
-    Ok(Reply::no_content())
+    let removed = call.engine.remove(&call.name, how).await;
+    match removed {
+        Err(e) if !call.version.at_least(42) => Err(old_words(&call, e)),
+        other => other.map(|()| Reply::no_content()),
+    }
+}
+
+/// Clients of the API before 1.42 look for the sentences of their time.
+fn old_words(call: &Call, error: Error) -> Error {
+    let Ok(record) = call.engine.get(&call.name) else {
+        return error;
+    };
+    let advice = match record.state {
+        State::Running(_) => "Stop the container before attempting removal or force remove",
+        State::Paused(_) => {
+            "Unpause and then stop the container before attempting removal or force remove"
+        }
+        State::Restarting { .. } => "Stop the container before attempting removal or force remove",
+        _ => return error,
+    };
+    if error.kind() != gantry_base::ErrorKind::Conflict {
+        return error;
+    }
+    Error::conflict(format!(
+        "You cannot remove a {} container {}. {advice}",
+        record.state.status(),
+        record.id
+    ))
 }
 
 pub(crate) async fn prune(call: Call) -> Result<Reply> {
@@ -180,6 +206,11 @@ pub(crate) async fn prune(call: Call) -> Result<Reply> {
     Ok(Reply::json(
         &serde_json::json!({"ContainersDeleted": some_if_any(deleted), "SpaceReclaimed": freed}),
     ))
+}
+
+/// Why it does not run; Docker has no such thing.
+pub(crate) async fn autopsy(call: Call) -> Result<Reply> {
+    Ok(Reply::json(&call.engine.autopsy(&call.name).await?))
 }
 
 pub(crate) async fn top(call: Call) -> Result<Reply> {
@@ -337,7 +368,14 @@ fn put_line(out: &mut BytesMut, tty: bool, times: bool, details: bool, line: &Lo
         prefix.push(' ');
     }
     if details {
-        // The log's extra attributes, of which there are none here, and a blank.
+        let pairs = line.attrs.iter().map(|(key, value)| {
+            format!(
+                "{}={}",
+                gantry_docker_api::query::escape(key),
+                gantry_docker_api::query::escape(value)
+            )
+        });
+        prefix.push_str(&pairs.collect::<Vec<_>>().join(","));
         prefix.push(' ');
     }
     if !tty {
@@ -850,10 +888,7 @@ pub(crate) async fn inspect(call: Call) -> Result<Reply> {
         resolv_conf_path: file("resolv.conf"),
         hostname_path: file("hostname"),
         hosts_path: file("hosts"),
-        log_path: if matches!(
-            record.host_config.log_config.kind.as_str(),
-            "" | "json-file"
-        ) {
+        log_path: if record.host_config.log_config.kind == "json-file" {
             log_path(&dir, &record.id)
         } else {
             String::new()

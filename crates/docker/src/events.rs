@@ -95,7 +95,7 @@ fn following(
 
 fn line(event: &Event) -> Bytes {
     json_line(&system::Event::new(
-        event.kind,
+        &event.kind,
         &event.action,
         &event.actor,
         &event.attributes,
@@ -116,7 +116,7 @@ fn matches(filters: &Filters, event: &Event) -> bool {
         })
     };
     let action = event.action.split(':').next().unwrap_or("");
-    filters.any("type", |kind| kind == event.kind)
+    filters.any("type", |kind| event.kind == kind)
         && filters.any("event", |wanted| wanted == action || wanted == event.action)
         && filters.any("scope", |scope| scope == "local")
         && [
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn filters_follow_docker() {
         let event = Event {
-            kind: "container",
+            kind: "container".into(),
             action: "exec_create: sh".into(),
             actor: "abcdef".into(),
             attributes: BTreeMap::from(

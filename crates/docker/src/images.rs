@@ -212,9 +212,14 @@ pub(crate) async fn inspect(call: Call) -> Result<Reply> {
             .and_then(|entry| entry.comment.clone())
             .unwrap_or_default(),
         created: config.created.clone().unwrap_or_default(),
-        container: (!call.version.at_least(45)).then_some(""),
-        container_config: (!call.version.at_least(45))
-            .then(|| gantry_oci::image::RunConfig::default().into()),
+        container: (!call.version.at_least(45))
+            .then(|| config.container.clone().unwrap_or_default()),
+        container_config: (!call.version.at_least(45)).then(|| {
+            config.container_config.clone().unwrap_or_else(|| {
+                let empty: doc::RunConfig = gantry_oci::image::RunConfig::default().into();
+                serde_json::to_value(empty).unwrap_or_default()
+            })
+        }),
         docker_version: String::new(),
         author: config.author.clone().unwrap_or_default(),
         config: config.config.clone().into(),

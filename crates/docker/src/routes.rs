@@ -47,6 +47,8 @@ static TABLE: &[Route] = routes! {
     POST "/containers/create" => containers::create,
     POST "/containers/prune" => containers::prune,
     GET "/containers/" .. "/json" => containers::inspect,
+    // Ours: what Docker cannot tell.
+    GET "/containers/" .. "/autopsy" => containers::autopsy,
     GET "/containers/" .. "/top" => containers::top,
     GET "/containers/" .. "/logs" => containers::logs,
     GET "/containers/" .. "/changes" => archive::changes,

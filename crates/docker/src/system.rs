@@ -178,7 +178,7 @@ pub(crate) async fn info(call: Call) -> Result<Reply> {
         "Images": engine.images().list()?.len(),
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", machine.filesystem], ["Supports d_type", "true"], ["Using metacopy", "false"], ["Native Overlay Diff", "true"], ["userxattr", "false"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["json-file", "none"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": gantry_engine::LOG_DRIVERS},
     });
     let abilities = json!({
         "MemoryLimit": memory,

@@ -677,6 +677,8 @@ fn image_config(record: &Record, base: &ImageConfig, what: &Commit) -> Result<Im
             comment: some(&what.message),
             empty_layer: false,
         }],
+        container: Some(record.id.clone()),
+        container_config: serde_json::to_value(&record.config).ok(),
         ..ImageConfig::default()
     })
 }

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod autopsy;
 mod cgroup;
 pub mod container;
 pub mod events;
@@ -28,6 +29,7 @@ pub mod instructions;
 pub mod logs;
 mod networks;
 pub mod prune;
+pub(crate) mod ship;
 pub mod stats;
 pub mod supervisor;
 #[cfg(test)]
@@ -44,6 +46,7 @@ pub use container::wait::{WaitCondition, Waited};
 pub use container::{Exit, Failure, Health, HealthProbe, MountPoint, Process, Record, State};
 pub use logs::{LogLine, LogOptions};
 pub use prune::{ContainerSize, Filters};
+pub use ship::NAMES as LOG_DRIVERS;
 pub use stats::Stats;
 pub use top::Top;
 pub use volumes::CreateVolume;
@@ -66,6 +69,8 @@ pub struct Settings {
     /// `gantry` or `gantry-1a2b3c4d`; prefix of everything global (cgroup parent, nft table, interfaces).
     pub instance: String,
     pub network: gantry_network::Settings,
+    /// A container that becomes unhealthy is restarted, unless its label says otherwise ([`container::health::RESTART_LABEL`]).
+    pub restart_unhealthy: bool,
     /// The static program's bytes; put into a sealed memfd and exec'd from there as the spawner.
     pub runtime_program: &'static [u8],
 }
@@ -111,6 +116,7 @@ impl Engine {
         write_init_program(&settings).context(|| "writing the init program".into())?;
         let spawner =
             supervisor::Spawner::open(settings.runtime_program, &settings.instance).await?;
+        let journal = settings.data_dir.join("events.json");
         let found = container::adopt::find(&settings, &db).await?;
         let networks =
             gantry_network::Networks::open(settings.network.clone(), db.clone(), &found.live())?;
@@ -119,7 +125,7 @@ impl Engine {
             db,
             images,
             networks,
-            events: events::Bus::new(),
+            events: events::Bus::open(&journal)?,
             volumes: volumes::Volumes::default(),
             containers: container::table::Table::default(),
             execs: RwLock::default(),

@@ -62,6 +62,8 @@ pub struct LogLine {
     pub time: String,
     /// With its newline; a part of a longer line has none.
     pub line: Bytes,
+    /// What the log options put beside the text: labels, variables, the tag.
+    pub attrs: Vec<(String, String)>,
 }
 
 impl Engine {
@@ -73,6 +75,22 @@ impl Engine {
         options: LogOptions,
     ) -> Result<mpsc::Receiver<Result<LogLine>>> {
         let slot = self.0.containers.find(r)?;
+        let log = &slot.record().host_config.log_config;
+        if !crate::ship::is_readable(&log.kind, &log.config) {
+            return Err(Error::new(
+                ErrorKind::NotImplemented,
+                "configured logging driver does not support reading",
+            ));
+        }
+        self.read_log(&slot, options)
+    }
+
+    /// The same for who sends it on, and without asking whether it may be read.
+    pub(crate) fn read_log(
+        &self,
+        slot: &std::sync::Arc<crate::container::table::Slot>,
+        options: LogOptions,
+    ) -> Result<mpsc::Receiver<Result<LogLine>>> {
         // Before the look at the state, so that an exit in between is seen.
         let mut moment = slot.moment().subscribe();
         let exits = moment.borrow_and_update().exits;
@@ -130,17 +148,11 @@ impl Source {
             ));
         }
         let log = &record.host_config.log_config;
-        if !matches!(log.kind.as_str(), "" | "json-file" | "local") {
-            return Err(Error::new(
-                ErrorKind::NotImplemented,
-                "configured logging driver does not support reading",
-            ));
-        }
-        let max_files = log.config.get("max-file").and_then(|n| n.parse().ok());
+        let (_, max_files) = crate::ship::limits(&log.kind, &log.config);
         Ok(Self {
             path,
-            // `local` keeps five without being asked.
-            max_files: max_files.unwrap_or(5).min(NUMBER_LIMIT),
+            // An update may have lowered it since.
+            max_files: max_files.clamp(5, NUMBER_LIMIT),
         })
     }
 
@@ -370,6 +382,8 @@ struct Stored<'a> {
     stream: Cow<'a, str>,
     #[serde(borrow, default)]
     time: Cow<'a, str>,
+    #[serde(default)]
+    attrs: std::collections::BTreeMap<String, String>,
 }
 
 impl Filter {
@@ -410,6 +424,7 @@ impl Filter {
                     stream,
                     time: stored.time.into_owned(),
                     line: Bytes::from(stored.log.into_owned()),
+                    attrs: stored.attrs.into_iter().collect(),
                 });
             }
         }

@@ -768,6 +768,7 @@ fn lost() -> Exit {
         code: 137,
         oom_killed: false,
         finished_at_ns: now_ns(),
+        memory_peak: None,
     }
 }
 

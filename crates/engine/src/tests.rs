@@ -3,6 +3,7 @@
 //! A crash is made by dropping the async runtime with everything in it: supervisors and containers are other processes and stay.
 
 mod files;
+mod lives;
 
 use crate::container::State;
 use crate::{Attach, CreateVolume, Engine, ExecStart, Remove, Settings, Stream, WaitCondition};
@@ -87,6 +88,7 @@ impl Node {
                 subnet_pool: "10.213.0.0/16".parse().unwrap(),
                 firewall: gantry_network::Firewall::Friendly,
             },
+            restart_unhealthy: false,
             runtime_program: program(),
         };
         let deadline = Instant::now() + PATIENCE;
@@ -658,6 +660,7 @@ fn a_wait_between_the_record_and_the_waking_has_the_exit_code() {
             error: String::new(),
             started_at_ns: 1,
             finished_at_ns: 2,
+            memory_peak: None,
         });
         slot.set(record);
         assert_eq!(code(&engine, &id, WaitCondition::NotRunning).await, 7);

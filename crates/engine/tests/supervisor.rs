@@ -160,6 +160,7 @@ impl World {
                 path: run_dir.join("log"),
                 max_size: None,
                 max_files: 1,
+                attrs: String::new(),
             }),
             id,
             run_dir,
@@ -407,6 +408,7 @@ async fn a_fast_writer_loses_no_line_over_rotations() {
         path: log.clone(),
         max_size: Some(1 << 20),
         max_files: 1000,
+        attrs: String::new(),
     });
     let handle = world.start(spawn).await.unwrap();
     assert_eq!(handle.exited().await.code, 0);
@@ -1017,6 +1019,7 @@ async fn measure() {
         path: log.clone(),
         max_size: Some(100 << 20),
         max_files: 100,
+        attrs: String::new(),
     });
     let begin = Instant::now();
     let handle = world.start(spawn).await.unwrap();

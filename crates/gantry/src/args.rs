@@ -64,6 +64,10 @@ pub enum Verb {
     Rmi(RmiArgs),
     /// List images
     Images(ListArgs),
+    /// Why a container does not run, in one sentence
+    Why(WhyArgs),
+    /// Everything that is known about a container's end
+    Autopsy(WhyArgs),
     /// Bring in images from an archive
     Load(LoadArgs),
     /// Write images to an archive
@@ -126,6 +130,9 @@ pub struct UpArgs {
     /// friendly: accept our bridges where a foreign chain drops forwarded traffic; strict: never [default: friendly]
     #[arg(long, value_name = "MODE")]
     pub firewall: Option<String>,
+    /// Restart containers that become unhealthy; label gantry.restart-unhealthy=false|true wins
+    #[arg(long)]
+    pub restart_unhealthy: bool,
     /// A JSON object with these flags' names as keys; flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -177,6 +184,14 @@ pub struct LaterArgs {
 #[derive(Debug, ClapArgs)]
 pub struct NameArgs {
     pub name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct WhyArgs {
+    pub container: String,
+    /// How data is written
+    #[arg(long, value_enum, default_value = "text")]
+    pub output: Output,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -34,6 +34,8 @@ pub struct Settings {
     pub front: Wanted,
     pub subnet_pool: ipnet::Ipv4Net,
     pub firewall: Firewall,
+    /// A container that becomes unhealthy is restarted unless its label forbids it.
+    pub restart_unhealthy: bool,
 }
 
 /// The configuration file. Same words as the flags.
@@ -49,6 +51,7 @@ struct ConfigFile {
     tlsverify: Option<bool>,
     subnet_pool: Option<String>,
     firewall: Option<String>,
+    restart_unhealthy: Option<bool>,
     kube: Option<String>,
     registry: Option<String>,
     router: Option<String>,
@@ -129,6 +132,7 @@ impl Settings {
             front,
             subnet_pool: subnet_pool.trunc(),
             firewall,
+            restart_unhealthy: up.restart_unhealthy || file.restart_unhealthy.unwrap_or(false),
         })
     }
 }

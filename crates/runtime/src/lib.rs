@@ -33,3 +33,5 @@ pub mod spawner;
 pub mod supervisor;
 mod users;
 pub mod validate;
+
+pub use mounts::SUBPATH;

@@ -39,7 +39,12 @@ pub(crate) struct Parsed {
     idmap: Option<bool>,
     /// The options that only a whole file system can have, by name: a bind cannot.
     of_file_system: Vec<String>,
+    /// What of a bind's source is taken: a path that never leaves the source, whatever links are in there.
+    subpath: Option<PathBuf>,
 }
+
+/// Before the path of [`Parsed::subpath`] among a mount's options; ours, not the specification's.
+pub const SUBPATH: &str = "x-gantry-subpath=";
 
 /// Name, `MS_` bit, `MOUNT_ATTR_` bit, whether the name sets or clears.
 const FLAGS: [(&str, u32, u64, bool); 25] = [
@@ -128,6 +133,9 @@ pub(crate) fn parse(options: &[String]) -> Parsed {
                 "idmap" => parsed.idmap = Some(false),
                 "ridmap" => parsed.idmap = Some(true),
                 "defaults" | "" => {}
+                option if option.starts_with(SUBPATH) => {
+                    parsed.subpath = Some(PathBuf::from(&option[SUBPATH.len()..]));
+                }
                 option => match parse_propagation(option) {
                     Some(change) => parsed.propagation.push(change),
                     None => parsed.data.push(option.to_owned()),
@@ -321,7 +329,10 @@ fn clone_source(wanted: &Mount, parsed: &Parsed, bundle: Option<&Path>) -> io::R
     if let (true, Some(bundle)) = (source.is_relative(), bundle) {
         source = bundle.join(source);
     }
-    let opened = rustix::fs::openat(CWD, &source, HANDLE, Mode::empty())?;
+    let mut opened = rustix::fs::openat(CWD, &source, HANDLE, Mode::empty())?;
+    if let Some(subpath) = &parsed.subpath {
+        opened = mount::open_in_root(&opened, subpath, OFlags::PATH)?;
+    }
     mount::clone_tree(opened, parsed.recursive)
 }
 

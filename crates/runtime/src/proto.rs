@@ -154,6 +154,9 @@ pub struct Log {
     /// Bytes; `None` never rotates.
     pub max_size: Option<u64>,
     pub max_files: u32,
+    /// A JSON object that every line carries as `attrs`; empty for none.
+    #[serde(default)]
+    pub attrs: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,6 +269,9 @@ pub struct Exit {
     pub oom_killed: bool,
     /// Nanoseconds since the Unix epoch.
     pub finished_at_ns: i64,
+    /// The most memory the container ever had, in bytes, where the kernel counts it.
+    #[serde(default)]
+    pub memory_peak: Option<u64>,
 }
 
 /// Content of `state.json`, for adoption after the daemon was gone.

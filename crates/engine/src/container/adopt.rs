@@ -20,6 +20,11 @@ use std::path::{Path, PathBuf};
 
 /// After a reboot nobody knows how it ended; Docker says 255.
 const LOST_CODE: i32 = 255;
+/// What the record of a run says that ended with its supervisor.
+pub(crate) const SUPERVISOR_LOST: &str = "the container's supervisor was killed";
+/// What the record of a run says of which nothing was left.
+pub(crate) const PROCESSES_LOST: &str =
+    "the container's processes went away while no daemon ran, as after a reboot";
 
 /// A record with what was found of its processes.
 struct Found {
@@ -123,10 +128,11 @@ async fn search(mut record: Record, run_dir: &Path) -> Result<Found> {
     let started_at_ns = was_running
         .as_ref()
         .map_or_else(crate::events::now_ns, |process| process.started_at_ns);
-    let exit = |code, oom_killed, finished_at_ns| Exit {
+    let exit = |code, error: &str, finished_at_ns: i64| Exit {
         code,
-        oom_killed,
-        error: String::new(),
+        oom_killed: false,
+        memory_peak: None,
+        error: error.to_owned(),
         started_at_ns: started_at_ns.min(finished_at_ns),
         finished_at_ns,
     };
@@ -152,13 +158,24 @@ async fn search(mut record: Record, run_dir: &Path) -> Result<Found> {
                 if exit.finished_at_ns == end.finished_at_ns);
             (
                 None,
-                (!seen).then(|| exit(end.code, end.oom_killed, end.finished_at_ns)),
+                (!seen).then(|| Exit {
+                    oom_killed: end.oom_killed,
+                    memory_peak: end.memory_peak,
+                    ..exit(end.code, "", end.finished_at_ns)
+                }),
             )
         }
-        Adopted::Lost => (None, was_running.is_some().then(|| exit(137, false, now))),
+        Adopted::Lost => (
+            None,
+            was_running
+                .is_some()
+                .then(|| exit(137, SUPERVISOR_LOST, now)),
+        ),
         Adopted::Never => (
             None,
-            was_running.is_some().then(|| exit(LOST_CODE, false, now)),
+            was_running
+                .is_some()
+                .then(|| exit(LOST_CODE, PROCESSES_LOST, now)),
         ),
     };
     Ok(Found {
@@ -190,8 +207,15 @@ impl Engine {
                 record.ports.clear();
             }
             let mut removes = false;
+            let mut died = None;
             if let Some(exit) = ended {
-                let next = wants_restart(&record, &exit);
+                let unhealthy = record
+                    .health
+                    .as_ref()
+                    .is_some_and(|health| health.status == "unhealthy");
+                let next = wants_restart(&record, &exit)
+                    || (unhealthy && !record.stopped_by_user && self.restarts_unhealthy(&record));
+                died = Some(exit.clone());
                 removes = !next && record.host_config.auto_remove;
                 record.state = State::Exited(exit);
                 if next {
@@ -219,6 +243,11 @@ impl Engine {
             if changed {
                 drop(self.save(&slot, record));
             }
+            if let Some(exit) = died {
+                // Nobody said so when it happened.
+                self.say_died(&slot.record(), &exit);
+            }
+            self.ship_log(&slot);
             if let Some(handle) = handle {
                 slot.live().handle = Some(handle.clone());
                 self.watch(slot.clone(), handle);

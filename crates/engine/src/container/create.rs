@@ -70,6 +70,10 @@ impl Engine {
             .cloned()
             .collect();
         let name = self.claim_name(name, &id)?;
+        if let Err(error) = self.resolve_links(&name, &mut host_config) {
+            self.0.containers.release(&name, &id);
+            return Err(error);
+        }
         let mut record = Record {
             schema: 1,
             id,
@@ -85,6 +89,8 @@ impl Engine {
             endpoints: BTreeMap::new(),
             ports: Vec::new(),
             state: State::Created { failure: None },
+            changes: Vec::new(),
+            good_at_ns: 0,
             restart_count: 0,
             stopped_by_user: false,
             health: None,
@@ -146,10 +152,15 @@ impl Engine {
             key.strip_prefix("label:")
                 .map(|key| (key.to_owned(), value.clone()))
         });
+        let options = mount.options.iter().filter_map(|(key, value)| {
+            key.strip_prefix("driver-opt:")
+                .map(|key| (key.to_owned(), value.clone()))
+        });
         let request = CreateVolume {
             name: mount.name.clone().unwrap_or_default(),
             labels: labels.collect(),
-            ..CreateVolume::default()
+            options: options.collect(),
+            driver: mount.driver.clone().unwrap_or_default(),
         };
         let (volume, claim) = self.volume_claim(request).await?;
         claims.push(claim);
@@ -158,7 +169,8 @@ impl Engine {
             .volume_mountpoint(&volume.name)
             .to_string_lossy()
             .into_owned();
-        if !mount.options.contains_key(mounts::option::NO_COPY) {
+        let whole = !mount.options.contains_key(mounts::option::SUBPATH);
+        if whole && !mount.options.contains_key(mounts::option::NO_COPY) {
             let destination = std::path::Path::new(&mount.destination);
             self.volume_populate(&volume.name, lowers, destination)
                 .await?;

@@ -12,6 +12,8 @@ pub(crate) struct Around {
     pub(crate) addresses: Vec<IpAddr>,
     /// What `host-gateway` stands for.
     pub(crate) gateway: Option<IpAddr>,
+    /// Linked containers: names and address.
+    pub(crate) links: Vec<(String, String)>,
     /// The host's own files.
     pub(crate) host_hosts: String,
     pub(crate) host_resolv: String,
@@ -31,7 +33,7 @@ pub(crate) fn hosts(record: &Record, around: &Around) -> String {
         };
         Some((name.to_owned(), address.to_owned()))
     });
-    let extra: Vec<_> = extra.collect();
+    let extra: Vec<_> = extra.chain(around.links.iter().cloned()).collect();
     match host.network_mode.as_str() {
         "host" => files::hosts_of_host(&around.host_hosts, &extra),
         _ => files::hosts(

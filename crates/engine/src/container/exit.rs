@@ -5,6 +5,14 @@ use super::{Exit, Record, State, restart, table::Slot};
 use crate::{Engine, supervisor};
 use std::sync::Arc;
 
+/// A run that shows that its configuration works: it ended well, or it was stopped after it had run for a while and was not unhealthy.
+fn is_good(exit: &Exit, stopped_by_user: bool, health: Option<&super::Health>) -> bool {
+    let ran_ns = exit.finished_at_ns - exit.started_at_ns;
+    let unhealthy = health.is_some_and(|health| health.status == "unhealthy");
+    exit.code == 0
+        || (stopped_by_user && !unhealthy && !exit.oom_killed && ran_ns >= 10_000_000_000)
+}
+
 impl Engine {
     /// Waits for the end of the present run in the background.
     pub(crate) fn watch(&self, slot: Arc<Slot>, handle: supervisor::Handle) {
@@ -33,20 +41,30 @@ impl Engine {
             error: String::new(),
             started_at_ns,
             finished_at_ns: exit.finished_at_ns,
+            memory_peak: exit.memory_peak,
         };
         if let Some(health) = slot.live().health.take() {
             health.abort();
         }
-        let restarting = std::mem::take(&mut slot.live().restarting);
+        let (restarting, unhealthy) = {
+            let mut live = slot.live();
+            (
+                std::mem::take(&mut live.restarting),
+                std::mem::take(&mut live.unhealthy),
+            )
+        };
         let next = if restarting {
             None
         } else {
-            self.after_exit(slot, &record, &exit)
+            self.after_exit(slot, &record, &exit, unhealthy)
         };
         let removes = record.host_config.auto_remove && next.is_none() && !restarting;
         let mut ended: Record = (*record).clone();
         ended.endpoints.clear();
         ended.ports.clear();
+        if is_good(&exit, record.stopped_by_user, record.health.as_ref()) {
+            ended.good_at_ns = exit.finished_at_ns;
+        }
         ended.state = match next {
             Some(pause) => {
                 ended.restart_count += 1;
@@ -71,18 +89,7 @@ impl Engine {
                 }
             });
         }
-        if exit.oom_killed {
-            self.say(&record, "oom", &[]);
-        }
-        let duration = (exit.finished_at_ns - started_at_ns).max(0) / 1_000_000_000;
-        self.say(
-            &record,
-            "die",
-            &[
-                ("exitCode", exit.code.to_string()),
-                ("execDuration", duration.to_string()),
-            ],
-        );
+        self.say_died(&record, &exit);
         Moment::note_exit(slot.moment(), exit.code, None);
         self.release(&record);
         self.drop_shared_memory(&record);
@@ -102,13 +109,28 @@ impl Engine {
     }
 
     /// What the restart policy says: the pause before the next start.
-    fn after_exit(&self, slot: &Slot, record: &Record, exit: &Exit) -> Option<std::time::Duration> {
+    fn after_exit(
+        &self,
+        slot: &Slot,
+        record: &Record,
+        exit: &Exit,
+        unhealthy: bool,
+    ) -> Option<std::time::Duration> {
         if record.stopped_by_user {
             return None;
         }
+        let always = gantry_docker_api::create::RestartPolicy {
+            name: "always".into(),
+            ..Default::default()
+        };
+        let policy = if unhealthy {
+            &always
+        } else {
+            &record.host_config.restart_policy
+        };
         let mut live = slot.live();
         let decision = restart::decide(
-            &record.host_config.restart_policy,
+            policy,
             exit.code,
             record.restart_count,
             std::time::Duration::from_nanos(
@@ -118,6 +140,21 @@ impl Engine {
         );
         live.pause = decision.unwrap_or_default();
         decision
+    }
+
+    pub(crate) fn say_died(&self, record: &Record, exit: &Exit) {
+        if exit.oom_killed {
+            self.say(record, "oom", &[]);
+        }
+        let duration = (exit.finished_at_ns - exit.started_at_ns).max(0) / 1_000_000_000;
+        self.say(
+            record,
+            "die",
+            &[
+                ("exitCode", exit.code.to_string()),
+                ("execDuration", duration.to_string()),
+            ],
+        );
     }
 
     /// Gives back addresses and ports.

@@ -8,6 +8,9 @@ use gantry_docker_api::create::{ContainerConfig, ExecConfig};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// `true` or `false` on a container: whether it is restarted when it becomes unhealthy, whatever the daemon's default is.
+pub const RESTART_LABEL: &str = "gantry.restart-unhealthy";
+
 /// Kept of each probe's output.
 const OUTPUT_LIMIT: usize = 4096;
 /// Kept probes.
@@ -76,6 +79,15 @@ fn next(health: &Health, code: i32, young: bool, retries: u32) -> (&'static str,
     }
 }
 
+/// Whether an unhealthy container is restarted. A label that is neither word changes nothing.
+fn wanted(label: Option<&str>, default: bool) -> bool {
+    match label {
+        Some("true") => true,
+        Some("false") => false,
+        _ => default,
+    }
+}
+
 impl Engine {
     /// Begins the checks of a running container, if it has any. Ended by the end of the run.
     pub(crate) fn watch_health(&self, slot: &Arc<Slot>) {
@@ -87,6 +99,28 @@ impl Engine {
         if let Some(before) = before {
             before.abort();
         }
+    }
+
+    /// The label's word, or the daemon's default.
+    pub(crate) fn restarts_unhealthy(&self, record: &Record) -> bool {
+        let label = record.config.labels.get(RESTART_LABEL).map(String::as_str);
+        wanted(label, self.0.settings.restart_unhealthy)
+    }
+
+    /// Ends the run as a stop does; [`Engine::exited`] then starts the next one as a restart policy would, with its pauses. A daemon that
+    /// is killed in between finds a container that is still unhealthy, or one that ended so, and goes on from there.
+    fn replace_unhealthy(&self, slot: &Arc<Slot>) {
+        if std::mem::replace(&mut slot.live().unhealthy, true) {
+            return;
+        }
+        let (engine, slot) = (self.clone(), slot.clone());
+        tokio::spawn(async move {
+            let why = super::stop::Why::Unhealthy;
+            if let Err(error) = engine.stop_slot(&slot, None, None, why).await {
+                slot.live().unhealthy = false;
+                tracing::warn!(container.id = %slot.id, error = %error.chain(), "restarting an unhealthy container");
+            }
+        });
     }
 
     async fn note_probe(
@@ -103,6 +137,7 @@ impl Engine {
         };
         let (status, streak) = next(health, probe.exit_code, young, retries);
         let changed = health.status != status;
+        let is_unhealthy = status == "unhealthy";
         health.status = status.into();
         health.failing_streak = streak;
         health.log.push(probe);
@@ -114,6 +149,9 @@ impl Engine {
             self.say(&slot.record(), format!("health_status: {status}"), &[]);
         } else {
             slot.set(record);
+        }
+        if is_unhealthy && self.restarts_unhealthy(&slot.record()) {
+            self.replace_unhealthy(slot);
         }
         true
     }
@@ -222,6 +260,19 @@ mod tests {
             "healthy/0 healthy/1 healthy/2 unhealthy/3 healthy/0"
         );
         assert_eq!(story(&[1, 1, 1], 0), "starting/1 starting/2 unhealthy/3");
+    }
+
+    #[test]
+    fn the_label_wins_over_the_default() {
+        for (label, default, want) in [
+            (None, false, false),
+            (None, true, true),
+            (Some("true"), false, true),
+            (Some("false"), true, false),
+            (Some("maybe"), true, true),
+        ] {
+            assert_eq!(wanted(label, default), want, "{label:?} {default}");
+        }
     }
 
     #[test]

@@ -13,7 +13,8 @@ pub mod create;
 pub(crate) mod etc;
 pub mod exec;
 pub(crate) mod exit;
-pub(crate) mod health;
+pub mod health;
+pub(crate) mod links;
 pub(crate) mod mounts;
 pub(crate) mod names;
 pub(crate) mod profile;
@@ -64,6 +65,12 @@ pub struct Record {
     pub endpoints: BTreeMap<String, Endpoint>,
     pub ports: Vec<PortBinding>,
     pub state: State,
+    /// What was changed after the create, newest last; at most [`CHANGES_LIMIT`].
+    #[serde(default)]
+    pub changes: Vec<Change>,
+    /// When the last good run ended or proved itself, nanoseconds since the epoch; 0: never.
+    #[serde(default)]
+    pub good_at_ns: i64,
     pub restart_count: u32,
     /// The user stopped it: `unless-stopped` does not start it at boot, and no policy restarts it now.
     pub stopped_by_user: bool,
@@ -124,6 +131,9 @@ pub struct Exit {
     pub error: String,
     pub started_at_ns: i64,
     pub finished_at_ns: i64,
+    /// The most memory of the run, in bytes, where the kernel counts it.
+    #[serde(default)]
+    pub memory_peak: Option<u64>,
 }
 
 impl Process {
@@ -173,6 +183,20 @@ impl State {
             | State::Dead => 0,
         }
     }
+}
+
+/// A record keeps so many changes.
+pub(crate) const CHANGES_LIMIT: usize = 64;
+
+/// One field of the configuration that `update`, `rename` or `set` changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub at_ns: i64,
+    /// `HostConfig.Memory`.
+    pub field: String,
+    /// JSON.
+    pub before: String,
+    pub after: String,
 }
 
 /// A mount as `docker inspect` shows it (`Mounts`).
@@ -227,6 +251,10 @@ pub(crate) struct Live {
     pub(crate) health: Option<tokio::task::AbortHandle>,
     /// The run is being ended in order to begin again: neither the restart policy nor auto-remove has a say.
     pub(crate) restarting: bool,
+    /// The run is being ended because its health checks failed; the next one begins whatever the restart policy says.
+    pub(crate) unhealthy: bool,
+    /// At most one shipper of the log at a time.
+    pub(crate) shipping: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Record {
@@ -236,6 +264,46 @@ impl Record {
             "" => format!("{instance}/{}", self.id),
             parent => format!("{parent}/{}", self.id),
         }
+    }
+    /// Notes in `self` what differs from `before`, field by field.
+    pub(crate) fn note_changes(&mut self, before: &Record) {
+        let at_ns = crate::events::now_ns();
+        let documents = [
+            (
+                "Config",
+                serde_json::to_value(&before.config),
+                serde_json::to_value(&self.config),
+            ),
+            (
+                "HostConfig",
+                serde_json::to_value(&before.host_config),
+                serde_json::to_value(&self.host_config),
+            ),
+        ];
+        for (part, old, new) in documents {
+            let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) =
+                (old, new)
+            else {
+                continue;
+            };
+            let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            let text = |value: Option<&serde_json::Value>| {
+                value.map_or("null".to_owned(), ToString::to_string)
+            };
+            for name in names
+                .into_iter()
+                .filter(|name| old.get(*name) != new.get(*name))
+            {
+                self.changes.push(Change {
+                    at_ns,
+                    field: format!("{part}.{name}"),
+                    before: text(old.get(name)),
+                    after: text(new.get(name)),
+                });
+            }
+        }
+        let excess = self.changes.len().saturating_sub(CHANGES_LIMIT);
+        self.changes.drain(..excess);
     }
     /// The first twelve digits, as Docker shows them.
     pub fn short_id(&self) -> &str {

@@ -24,6 +24,8 @@ pub(crate) mod option {
     pub(crate) const NON_RECURSIVE: &str = "non-recursive";
     /// Only the topmost mount of a read-only bind is read-only.
     pub(crate) const READ_ONLY_NON_RECURSIVE: &str = "ro-non-recursive";
+    /// The folder of the volume that is mounted instead of the whole.
+    pub(crate) const SUBPATH: &str = "subpath";
     /// tmpfs options as the kernel reads them.
     pub(crate) const TMPFS: &str = "tmpfs";
 }
@@ -310,16 +312,29 @@ fn api_mount(mount: &Mount, exists: &impl Fn(&str) -> bool) -> Result<MountPoint
                     driver.name
                 )));
             }
-            if !driver.options.is_empty() {
-                return Err(invalid(
-                    "driver options are not supported; make the volume with `docker volume create` first",
-                ));
+            let subpath = std::path::Path::new(&options.subpath);
+            let stays = subpath.components().all(|part| {
+                matches!(
+                    part,
+                    std::path::Component::Normal(_) | std::path::Component::CurDir
+                )
+            });
+            if !stays || options.subpath.contains('\0') {
+                return Err(invalid("subpath must be a relative path within the volume"));
             }
-            if !options.subpath.is_empty() {
-                return Err(invalid("volume-subpath is not supported"));
+            if !options.subpath.is_empty() && mount.source.is_empty() {
+                return Err(invalid("must not set Subpath when using anonymous volumes"));
             }
             let mut planned = volume(&mount.source, clean_path(&mount.target), !mount.read_only);
             planned.mode = "z".into();
+            if !options.subpath.is_empty() {
+                planned
+                    .options
+                    .insert(option::SUBPATH.into(), options.subpath.clone());
+            }
+            for (key, value) in driver.options {
+                planned.options.insert(format!("driver-opt:{key}"), value);
+            }
             if options.no_copy {
                 planned
                     .options

@@ -21,7 +21,7 @@ pub struct Remove {
 impl Engine {
     pub async fn remove(&self, r: &str, how: Remove) -> Result<()> {
         if how.link {
-            return Err(Error::invalid("links are not supported"));
+            return self.remove_link(r).await;
         }
         let slot = self.0.containers.find(r)?;
         let engine = self.clone();

@@ -46,6 +46,9 @@ pub(crate) struct World {
     pub(crate) network_of: Option<i32>,
     pub(crate) ipc_of: Option<i32>,
     pub(crate) pid_of: Option<i32>,
+    /// Of linked containers: lines of `/etc/hosts`, and variables.
+    pub(crate) link_hosts: Vec<(String, String)>,
+    pub(crate) link_env: Vec<String>,
     /// A folder for `/dev/shm` that several containers share.
     pub(crate) shared_memory: Option<String>,
     /// `/etc/hosts` and its like: destination and the file on the host.
@@ -76,6 +79,14 @@ pub(crate) fn spec(record: &Record, facts: &Facts, world: &World) -> Result<Spec
     }
     let mut process = process(record, facts)?;
     process.args = args;
+    let named = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let own: std::collections::BTreeSet<String> =
+        process.env.iter().map(|entry| named(entry)).collect();
+    let from_links = world
+        .link_env
+        .iter()
+        .filter(|entry| !own.contains(&named(entry)));
+    process.env.extend(from_links.cloned());
     Ok(Spec {
         oci_version: oci::VERSION.into(),
         process: Some(process),
@@ -458,6 +469,9 @@ fn user_mounts(record: &Record, world: &World) -> Vec<Mount> {
                 options.push("rro");
             }
         }
+        let subpath = point.options.get(option::SUBPATH);
+        let subpath = subpath.map(|path| format!("{}{path}", gantry_runtime::SUBPATH));
+        options.extend(subpath.as_deref());
         options.push(if point.propagation.is_empty() {
             "rprivate"
         } else {
@@ -730,6 +744,8 @@ mod tests {
             endpoints: BTreeMap::new(),
             ports: Vec::new(),
             state: State::Created { failure: None },
+            changes: Vec::new(),
+            good_at_ns: 0,
             restart_count: 0,
             stopped_by_user: false,
             health: None,

@@ -17,7 +17,7 @@ use gantry_base::{Error, Result, ResultExt};
 use gantry_network::files::{SYSTEMD_RESOLV_CONF, is_stub};
 use gantry_network::{Endpoint, PortBinding};
 use gantry_oci::runtime::Device;
-use gantry_runtime::proto::{self, Forward, Link, Log, Rootfs, Spawn, Stdin};
+use gantry_runtime::proto::{self, Forward, Link, Rootfs, Spawn, Stdin};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -104,6 +104,7 @@ impl Engine {
             .images
             .prepare(&record.image, &self.container_dir(&record.id))?;
         let mut world = self.look_around(&record).await?;
+        self.check_log_driver(&record).await?;
         record.endpoints = self.connect(&record)?;
         record.ports.clear();
         let result = self
@@ -133,7 +134,7 @@ impl Engine {
         let sockets = self.reserve(record, endpoints.first())?;
         let is_shared = record.host_config.network_mode.starts_with("container:");
         if !is_shared {
-            world.files = self.write_files(record, &endpoints)?;
+            world.files = self.write_files(record, &endpoints, &world.link_hosts)?;
         }
         self.step("start.connected").await;
         let spec = spec::spec(record, &self.0.facts, world)?;
@@ -157,7 +158,7 @@ impl Engine {
             },
             filter,
             run_dir: run_dir.clone(),
-            log: self.log_of(record),
+            log: crate::ship::log_of(record, self.log_path(&record.id)),
             stdin: match (record.config.open_stdin, record.config.stdin_once) {
                 (false, _) => Stdin::Closed,
                 (true, false) => Stdin::Open,
@@ -238,6 +239,7 @@ impl Engine {
         self.say(&record, "start", &[]);
         self.watch(slot.clone(), handle);
         self.watch_health(slot);
+        self.ship_log(slot);
     }
 
     /// Docker keeps why a start failed in the state it had, and removes a container that removes itself.
@@ -323,6 +325,8 @@ impl Engine {
             let folder = self.make_shared_memory(record)?;
             world.shared_memory = Some(folder.to_string_lossy().into_owned());
         }
+        let linked = self.links(record)?;
+        (world.link_hosts, world.link_env) = (linked.hosts, linked.env);
         world.devices = devices(record)?;
         for path in spec::block_device_paths(host) {
             let numbers = block_device(path)?;
@@ -387,11 +391,13 @@ impl Engine {
                 }
                 Ok(mount.source.clone())
             }
-            ("volume", Some(name)) => Ok(self
-                .volume_activate(name)
-                .await?
-                .to_string_lossy()
-                .into_owned()),
+            ("volume", Some(name)) => {
+                let folder = self.volume_activate(name).await?;
+                if let Some(subpath) = mount.options.get(mounts::option::SUBPATH) {
+                    subpath_exists(&folder, subpath)?;
+                }
+                Ok(folder.to_string_lossy().into_owned())
+            }
             _ => Ok(String::new()),
         }
     }
@@ -442,6 +448,7 @@ impl Engine {
         &self,
         record: &Record,
         endpoints: &[Endpoint],
+        links: &[(String, String)],
     ) -> Result<Vec<(&'static str, String)>> {
         let dir = self.container_dir(&record.id);
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -455,6 +462,7 @@ impl Engine {
                 .iter()
                 .find_map(|endpoint| endpoint.gateway)
                 .map(Into::into),
+            links: links.to_vec(),
             host_hosts: if shares_host {
                 read("/etc/hosts")
             } else {
@@ -482,20 +490,27 @@ impl Engine {
         }
         Ok(files)
     }
+}
 
-    fn log_of(&self, record: &Record) -> Option<Log> {
-        let log = &record.host_config.log_config;
-        let option = |name: &str| log.config.get(name).map(String::as_str);
-        (log.kind != "none").then(|| Log {
-            path: self.log_path(&record.id),
-            max_size: option("max-size")
-                .and_then(|text| validate::log_size(text).ok())
-                .flatten(),
-            max_files: option("max-file")
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(1),
-        })
-    }
+/// The start of a container whose mount names a folder that is not there is refused; which file is mounted in the end the runtime looks up
+/// again, without ever leaving the volume.
+fn subpath_exists(volume: &Path, subpath: &str) -> Result<()> {
+    let handle = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let root =
+        rustix::fs::open(volume, handle, rustix::fs::Mode::empty()).map_err(std::io::Error::from);
+    let found = root.and_then(|root| {
+        gantry_linux::mount::open_in_root(root, Path::new(subpath), rustix::fs::OFlags::PATH)
+    });
+    found.map(drop).map_err(|e| {
+        let reason = match e.kind() {
+            std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+            _ => e.to_string(),
+        };
+        Error::invalid(format!(
+            "cannot access path {}: {reason}",
+            volume.join(subpath).display()
+        ))
+    })
 }
 
 /// The network that was named at create comes first: it has the default route and the ports.

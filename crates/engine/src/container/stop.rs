@@ -19,6 +19,8 @@ pub(crate) enum Why {
     Asked,
     /// Half of a restart.
     Restart,
+    /// Its health checks failed, and it is to be started anew.
+    Unhealthy,
 }
 
 impl Engine {

@@ -43,6 +43,7 @@ impl Engine {
                     .context(|| "updating limits".into())
                     .map_err(prefixed)?;
             }
+            updated.note_changes(&record);
             engine.save(&slot, updated).await?;
             engine.say(&record, "update", &[]);
             Ok(warnings)

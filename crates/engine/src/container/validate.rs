@@ -778,26 +778,7 @@ fn log(host: &mut HostConfig) -> Result<()> {
     if log.kind.is_empty() {
         log.kind = "json-file".into();
     }
-    if log.kind == "none" {
-        return Ok(());
-    }
-    if log.kind != "json-file" {
-        refuse!("logger: no log driver named '{}' is registered", log.kind);
-    }
-    for (key, value) in &log.config {
-        match key.as_str() {
-            "max-size" => {
-                log_size(value)?;
-            }
-            "max-file" => match value.parse::<i64>() {
-                Ok(1..=1000) => {}
-                Ok(count) if count < 1 => refuse!("max-file cannot be less than 1"),
-                _ => refuse!("invalid value for max-file: {value:?}"),
-            },
-            other => refuse!("unknown log opt '{other}' for json-file log driver"),
-        }
-    }
-    Ok(())
+    crate::ship::validate(&log.kind, &log.config)
 }
 
 /// `10m` → bytes; `-1` unbounded → `None`.
@@ -824,14 +805,7 @@ pub(crate) fn log_size(text: &str) -> Result<Option<u64>> {
 /// What is known and not built: refused by name, so that nobody believes in a limit that is not there.
 fn not_yet(request: &CreateContainer) -> Result<()> {
     let host = &request.host_config;
-    let set = |list: &Option<Vec<String>>| list.iter().flatten().next().is_some();
-    let linked = request
-        .endpoints
-        .values()
-        .any(|endpoint| set(&endpoint.links));
-    let refusal = if set(&host.links) || linked {
-        "links are not supported; put the containers into one network and use their names"
-    } else if host.storage_opt.iter().flatten().next().is_some() {
+    let refusal = if host.storage_opt.iter().flatten().next().is_some() {
         "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
     } else if !matches!(host.volume_driver.as_str(), "" | "local") {
         return Err(Error::not_found(format!(
@@ -1287,16 +1261,12 @@ mod tests {
                 "invalid --security-opt 2: \"foo=bar\"",
             ),
             (
-                r#"{"LogConfig":{"Type":"syslog"}}"#,
-                "logger: no log driver named 'syslog' is registered",
+                r#"{"LogConfig":{"Type":"splunk"}}"#,
+                "logger: no log driver named 'splunk' is registered",
             ),
             (
                 r#"{"LogConfig":{"Type":"json-file","Config":{"x":"1"}}}"#,
                 "unknown log opt 'x' for json-file log driver",
-            ),
-            (
-                r#"{"Links":["a:b"]}"#,
-                "links are not supported; put the containers into one network and use their names",
             ),
             (
                 r#"{"DeviceRequests":[{"Driver":"","Count":-1,"Capabilities":[["gpu"]]}]}"#,

@@ -15,6 +15,7 @@ mod status;
 mod streams;
 pub mod up;
 mod version;
+mod why;
 
 use crate::args::{Args, Verb};
 use crate::client::Client;
@@ -54,6 +55,8 @@ async fn ask(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Kill(args) => containers::kill(client, &args).await,
         Verb::Rm(args) => containers::remove(client, &args).await,
         Verb::Inspect(args) => containers::inspect(client, &args.names).await,
+        Verb::Why(args) => why::why(client, &args).await,
+        Verb::Autopsy(args) => why::autopsy(client, &args).await,
         Verb::Rmi(args) => images::remove(client, &args).await,
         Verb::Images(args) => images::list(client, &args).await,
         Verb::Load(args) => images::load(client, &args).await,

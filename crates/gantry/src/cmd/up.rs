@@ -204,6 +204,7 @@ fn engine_settings(settings: &Settings, instance: String) -> gantry_engine::Sett
             firewall: settings.firewall,
         },
         instance,
+        restart_unhealthy: settings.restart_unhealthy,
         runtime_program: runtime_program::BYTES,
     }
 }

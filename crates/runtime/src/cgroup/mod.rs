@@ -512,6 +512,15 @@ impl Cgroup {
         stats::read_keyed(&path, key).unwrap_or(0)
     }
 
+    /// The most memory that was ever used in here, in bytes.
+    pub fn memory_peak(&self) -> Option<u64> {
+        let path = match self.v1("memory") {
+            Some(v1) => v1.directory.join("memory.max_usage_in_bytes"),
+            None => self.unified()?.directory.join("memory.peak"),
+        };
+        stats::read_number(&path)
+    }
+
     /// Host pids of all processes in here.
     pub fn pids(&self) -> io::Result<Vec<i32>> {
         let mut last = io::ErrorKind::NotFound.into();

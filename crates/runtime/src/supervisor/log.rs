@@ -51,6 +51,8 @@ pub(super) struct Logger {
     /// The beginning of a line whose end was not read yet, per stream.
     held: [Vec<u8>; 2],
     dropped: u64,
+    /// A JSON object that every line carries; empty for none.
+    attrs: String,
 }
 
 impl Logger {
@@ -65,6 +67,7 @@ impl Logger {
             batch: Vec::new(),
             held: [Vec::new(), Vec::new()],
             dropped: 0,
+            attrs: log.attrs.clone(),
         };
         logger.set_limits(log.max_size, log.max_files);
         Ok(logger)
@@ -78,7 +81,7 @@ impl Logger {
 
     /// Writes the complete lines of what was read at `now`; the begun one is held until the rest comes.
     pub(super) fn append(&mut self, stream: Stream, mut bytes: &[u8], now: SystemTime) {
-        let end = line_end(stream, now);
+        let end = self.line_end(stream, now);
         let mut held = std::mem::take(&mut self.held[stream as usize]);
         while !bytes.is_empty() {
             let window = &bytes[..bytes.len().min(CHUNK - held.len())];
@@ -106,7 +109,8 @@ impl Logger {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let held = std::mem::take(&mut self.held[stream as usize]);
             if !held.is_empty() {
-                self.line(&[&held], &line_end(stream, now));
+                let end = self.line_end(stream, now);
+                self.line(&[&held], &end);
             }
         }
         self.flush();
@@ -169,6 +173,16 @@ impl Logger {
         Ok(())
     }
 
+    /// Everything that follows the text of a line.
+    fn line_end(&self, stream: Stream, now: SystemTime) -> Vec<u8> {
+        let (time, name) = (time::rfc3339_nano(now), stream.name());
+        let attrs = match self.attrs.as_str() {
+            "" => String::new(),
+            object => format!(",\"attrs\":{object}"),
+        };
+        format!("\",\"stream\":\"{name}\"{attrs},\"time\":\"{time}\"}}\n").into_bytes()
+    }
+
     fn marker(&self) -> Vec<u8> {
         let mut line = Vec::from(b"{\"log\":\"");
         let text = format!(
@@ -176,7 +190,7 @@ impl Logger {
             self.dropped
         );
         escape(text.as_bytes(), &mut line);
-        line.extend_from_slice(&line_end(Stream::Stderr, SystemTime::now()));
+        line.extend_from_slice(&self.line_end(Stream::Stderr, SystemTime::now()));
         line
     }
 
@@ -222,16 +236,6 @@ fn open(path: &std::path::Path, empty: bool) -> io::Result<(File, u64)> {
         size += 1;
     }
     Ok((file, size))
-}
-
-/// Everything that follows the text of a line.
-fn line_end(stream: Stream, now: SystemTime) -> Vec<u8> {
-    let time = time::rfc3339_nano(now);
-    format!(
-        "\",\"stream\":\"{}\",\"time\":\"{time}\"}}\n",
-        stream.name()
-    )
-    .into_bytes()
 }
 
 /// The text as Go's encoding/json writes it inside quotes, HTML escapes included.
@@ -334,6 +338,7 @@ mod tests {
                 path,
                 max_size,
                 max_files,
+                attrs: String::new(),
             })
             .unwrap()
         }

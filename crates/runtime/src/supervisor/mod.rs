@@ -458,6 +458,7 @@ impl Supervisor {
                 code: session.status.unwrap_or(255),
                 oom_killed: false,
                 finished_at_ns: time::nanoseconds(SystemTime::now()),
+                memory_peak: None,
             };
             for client in session.clients {
                 if let Some(connection) = self.connections.get_mut(client) {
@@ -484,6 +485,7 @@ impl Supervisor {
             code: session.status.unwrap_or(255),
             oom_killed: self.cgroup.oom_kills() > 0,
             finished_at_ns: time::nanoseconds(self.finished_at.unwrap_or_else(SystemTime::now)),
+            memory_peak: self.cgroup.memory_peak(),
         };
         let _ = files::write_json(&self.run_dir, "exit.json", &exit);
         for key in self.connections.keys() {
