@@ -217,9 +217,25 @@ pub(crate) enum Kind {
 /// Opens `path` inside `root`, making what is missing: folders on the way, and at its end what `kind` says.
 pub(crate) fn ensure(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
     match mount::open_in_root(&root, path, HANDLE) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => make(root, path, kind),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if let (Kind::Directory, Some(parent), Some(name)) =
+                (kind, path.parent(), path.file_name())
+                && let Ok(parent) = mount::open_in_root(&root, parent, HANDLE)
+                && let Ok(made) = make_folder(&parent, name)
+            {
+                return Ok(made);
+            }
+            make(root, path, kind)
+        }
         other => other,
     }
+}
+
+/// A new folder in one that is open. What has the name already, a dangling link perhaps, is left to [`make`].
+fn make_folder(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+    let flags = HANDLE | OFlags::NOFOLLOW | OFlags::DIRECTORY;
+    Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
 
 /// Walks `path` one name at a time without ever letting the kernel follow a link; links are read and walked the same way, so that
@@ -681,7 +697,7 @@ fn map_by_helper(program: &str, pid: i32, maps: &[IdMapping]) -> io::Result<()> 
 /// make one superblock per hierarchy and container.
 fn mount_cgroup(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::Result<()> {
     let destination = Path::new(&wanted.destination);
-    let bind_directory = |directory: &Path, destination: &Path| -> io::Result<()> {
+    let clone_directory = |directory: &Path| -> io::Result<OwnedFd> {
         let source = rustix::fs::openat(CWD, directory, HANDLE, Mode::empty())?;
         let tree = mount::clone_tree(&source, false)?;
         let change = Attributes {
@@ -689,8 +705,7 @@ fn mount_cgroup(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::R
             ..Attributes::default()
         };
         mount::set_attributes(&tree, false, &change)?;
-        let target = ensure(context.root, destination, Kind::Directory)?;
-        mount::attach(&tree, &target)
+        Ok(tree)
     };
     if cgroup::is_unified() {
         let target = ensure(context.root, destination, Kind::Directory)?;
@@ -700,7 +715,8 @@ fn mount_cgroup(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::R
         }
         let own = context.cgroup.hierarchies().first();
         let own = own.ok_or(io::ErrorKind::NotFound)?;
-        return bind_directory(own.directory(), destination);
+        let tree = clone_directory(own.directory())?;
+        return mount::attach(&tree, &target);
     }
     let target = ensure(context.root, destination, Kind::Directory)?;
     let flags = Flags::from_bits_retain((parsed.flags & !1) as _);
@@ -708,12 +724,13 @@ fn mount_cgroup(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::R
     let top = mount::open_in_root(context.root, destination, HANDLE)?;
     for hierarchy in context.cgroup.hierarchies() {
         let name = hierarchy.name();
-        let inside = destination.join(&name);
         // Hierarchies in which the container got no directory of its own are left out: the creator's is none of its business.
-        match bind_directory(hierarchy.directory(), &inside) {
+        let tree = match clone_directory(hierarchy.directory()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
-        }
+        };
+        // The tmpfs is ours and nobody else has seen it.
+        mount::attach(&tree, make_folder(&top, OsStr::new(&name))?)?;
         for controller in hierarchy.controllers() {
             if hierarchy.controllers().len() > 1 && *controller != name {
                 rustix::fs::symlinkat(name.as_str(), &top, controller.as_str())?;

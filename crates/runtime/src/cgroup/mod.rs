@@ -423,6 +423,8 @@ impl Cgroup {
     fn limit_devices(&self, resources: &Resources) -> Result<(), String> {
         let rules = plan::device_rules(resources);
         if let Some(v1) = self.v1("devices") {
+            // Many rules, two files.
+            let mut open: [Option<fs::File>; 2] = [None, None];
             for rule in &rules {
                 let file = if rule.allow {
                     "devices.allow"
@@ -431,7 +433,15 @@ impl Cgroup {
                 };
                 let path = v1.directory.join(file);
                 let text = plan::device_rule_text(rule);
-                match write_file(&path, &text) {
+                let slot = &mut open[usize::from(rule.allow)];
+                let written = match slot {
+                    Some(file) => file.write_all(text.as_bytes()),
+                    None => fs::OpenOptions::new()
+                        .write(true)
+                        .open(&path)
+                        .and_then(|file| slot.insert(file).write_all(text.as_bytes())),
+                };
+                match written {
                     Err(e) if rustix::process::geteuid().is_root() => {
                         return Err(write_failure("device rule", &path, &text, &e));
                     }

@@ -53,7 +53,7 @@ impl Bundle {
             None => std::env::current_dir()?,
         };
         let config = path.join("config.json");
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(16 << 10);
         let file = std::fs::File::open(&config).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 Failure::new("JSON specification file config.json not found")
