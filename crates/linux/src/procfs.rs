@@ -101,4 +101,58 @@ mod tests {
             "a part of procfs is not its root"
         );
     }
+
+    /// A mount namespace whose `/proc` somebody else furnished. It belongs to one thread and ends with it.
+    #[test]
+    fn what_is_mounted_over_it_is_not_written() {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: needs root");
+            return;
+        }
+        let bait = tempfile_with("bait");
+        let target = bait.clone();
+        let checked = std::thread::spawn(move || {
+            // SAFETY: only this new thread's view of mounts and its own folder change; no descriptor table is split.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+            mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )
+            .unwrap();
+            let comm = format!("/proc/{}/comm", std::process::id());
+            mount_bind(&target, &comm).unwrap();
+            std::fs::write(&comm, "bait").unwrap();
+            let real = Procfs::mounted().unwrap();
+            let path = Path::new("self/comm");
+            let refused = real.write(path, "caught").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EXDEV));
+            Procfs::private().unwrap().write(path, "own").unwrap();
+            // The whole of it.
+            mount(
+                "tmpfs",
+                "/proc",
+                "tmpfs",
+                MountFlags::empty(),
+                None::<&std::ffi::CStr>,
+            )
+            .unwrap();
+            std::fs::create_dir("/proc/self").unwrap();
+            std::os::unix::fs::symlink(&target, "/proc/self/comm").unwrap();
+            assert!(Procfs::mounted().is_err());
+            Procfs::private().unwrap().write(path, "own2").unwrap();
+            // The handle from before is still the real one, and still knows that something lies on the file.
+            assert!(real.write(path, "caught").is_err());
+        });
+        checked.join().unwrap();
+        assert_eq!(std::fs::read(&bait).unwrap(), b"bait");
+        assert_eq!(std::fs::read("/proc/self/comm").unwrap(), b"own2\n");
+        std::fs::remove_file(bait).unwrap();
+    }
+
+    fn tempfile_with(text: &str) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("gantry-procfs-{}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
 }

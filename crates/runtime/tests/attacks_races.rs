@@ -364,18 +364,18 @@ fn bombs_stay_in_their_limits_and_neighbours_answer() {
             json!({ "quota": 50_000, "period": 100_000, "shares": 128 });
         spec["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 64 }]);
     };
+    // A shell that cannot fork ends, and starts the bomb anew with its last breath. The first process only sleeps.
+    let bomb = "trap 'exec sh /bomb' EXIT\nwhile :; do sh /bomb & done\n";
+    fs::write(world.root().join("bomb"), bomb).unwrap();
     let bombs = [
-        (
-            "fork",
-            "f() { f & f & f; }; while true; do (f) 2>/dev/null; done",
-        ),
+        ("fork", "sh /bomb 2>/dev/null & exec sleep 1000"),
         (
             "descriptor",
-            "while true; do (i=3; while eval \"exec $i</dev/null\"; do i=$((i+1)); done) 2>/dev/null; done",
+            "(while true; do (i=3; while eval \"exec $i</dev/null\"; do i=$((i+1)); done) 2>/dev/null; done) & exec sleep 1000",
         ),
         (
             "memory",
-            "while true; do head -c 200000000 /dev/zero | busybox sort -z | wc -c; done 2>/dev/null",
+            "(while true; do head -c 200000000 /dev/zero | busybox sort -z | wc -c; done 2>/dev/null) & exec sleep 1000",
         ),
     ];
     for (name, script) in bombs {
