@@ -49,6 +49,7 @@ fn refusals_in_runcs_words_and_with_its_exit_codes() {
         (&["delete", "nosuch"], 1, "container does not exist"),
         (&["list", "-f", "xml"], 1, "invalid format option"),
         (&["nosuch"], 3, "No help topic for 'nosuch'"),
+        (&["nosuch", "-h"], 3, "No help topic for 'nosuch'"),
         (&["--nosuch"], 1, "flag provided but not defined: -nosuch"),
         (
             &["create", "--nosuch", "x"],

@@ -212,7 +212,12 @@ fn dispatch(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         print(USAGE)?;
         return Ok(0);
     };
-    if flags.is_set("help") || rest.first().is_some_and(|a| a == "--help" || a == "-h") {
+    // The table of commands is the one that is shown.
+    let known = USAGE
+        .lines()
+        .any(|l| l.trim_start().split(' ').next() == Some(command));
+    let asked = rest.first().is_some_and(|a| a == "--help" || a == "-h");
+    if flags.is_set("help") || known && asked {
         print(USAGE)?;
         return Ok(0);
     }
