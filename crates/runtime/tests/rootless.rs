@@ -14,6 +14,8 @@ const UID: u32 = 54_321;
 struct User {
     world: World,
     home: std::path::PathBuf,
+    /// A cgroup that the commands run in.
+    delegated: Option<std::path::PathBuf>,
 }
 
 impl User {
@@ -36,13 +38,21 @@ impl User {
             )
             .unwrap();
         }
-        Some(Self { world, home })
+        Some(Self {
+            world,
+            home,
+            delegated: None,
+        })
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let d = self.world.directory.display();
+        let enter = match &self.delegated {
+            Some(path) => format!("echo $$ >{}/cgroup.procs && ", path.display()),
+            None => String::new(),
+        };
         let setting = format!(
-            "for f in subuid subgid; do [ -e /etc/$f ] || continue; mount --bind {d}/sub /etc/$f; done; mount --bind {d}/passwd /etc/passwd; \
+            "{enter}for f in subuid subgid; do [ -e /etc/$f ] || continue; mount --bind {d}/sub /etc/$f; done; mount --bind {d}/passwd /etc/passwd; \
              exec setpriv --reuid {UID} --regid {UID} --clear-groups --bounding-set=-all,+setuid,+setgid,+setfcap,+sys_admin,+dac_override \"$0\" \"$@\""
         );
         let mut command = Command::new("unshare");
@@ -228,4 +238,40 @@ fn limits_that_are_not_delegated_are_refused() {
         "{}",
         refused.err
     );
+}
+
+#[test]
+fn limits_hold_in_what_is_delegated() {
+    let Some(mut user) = User::new().filter(User::is_possible) else {
+        return;
+    };
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|l| l.split_once(":pids:"));
+    let Some((_, own)) = own else {
+        eprintln!("SKIPPED: no v1 hierarchy for the number of processes");
+        return;
+    };
+    let name = user.world.directory.file_name().unwrap();
+    let base = Path::new("/sys/fs/cgroup/pids").join(own.trim_start_matches('/'));
+    let delegated = base.join(name);
+    fs::create_dir(&delegated).unwrap();
+    for file in ["", "cgroup.procs", "tasks"] {
+        let owner = Some(rustix::fs::Uid::from_raw(UID));
+        rustix::fs::chown(delegated.join(file).as_path(), owner, None).unwrap();
+    }
+    user.delegated = Some(delegated.clone());
+    let bundle = user.bundle(&["sleep", "1000"], |spec| {
+        spec["linux"]["resources"] = json!({ "pids": { "limit": 10 } });
+    });
+    let created = user.call(&["create", "-b", &bundle, "six"]);
+    let limit = fs::read_to_string(delegated.join("six/pids.max"));
+    let inside = fs::read_to_string(delegated.join("six/cgroup.procs"));
+    let deleted = user.call(&["delete", "-f", "six"]);
+    let left = delegated.join("six").exists();
+    fs::remove_dir(&delegated).unwrap();
+    assert_eq!(created.code, 0, "{}", created.err);
+    assert_eq!(limit.unwrap().trim(), "10");
+    assert_eq!(inside.unwrap().lines().count(), 1);
+    assert_eq!(deleted.code, 0, "{}", deleted.err);
+    assert!(!left);
 }
