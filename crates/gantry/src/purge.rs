@@ -19,8 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at a cgroup that is emptying.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What an instance puts into `D`.
-const DATA_NAMES: [&str; 7] = [
+const DATA_NAMES: [&str; 8] = [
     "node.redb",
+    "events.json",
     "images",
     "containers",
     "volumes",
@@ -29,9 +30,10 @@ const DATA_NAMES: [&str; 7] = [
     "lock",
 ];
 /// What an instance puts into `R`.
-const RUN_NAMES: [&str; 8] = [
+const RUN_NAMES: [&str; 9] = [
     "c",
     "docker.sock",
+    "front.sock",
     "docker-init",
     "spawner.sock",
     "gantry.log",

@@ -216,6 +216,8 @@ fn docker_over_tls_from_version_to_exec() {
         "{}",
         text(&again.stderr)
     );
+    // The purge finds also what a killed node left.
+    world.kill();
 }
 
 #[test]
