@@ -67,6 +67,14 @@ pub(crate) const TEST: &[Need] = &[
         packages: &["curl"],
     },
     Need {
+        what: What::Program("etcd"),
+        packages: &["etcd-server"],
+    },
+    Need {
+        what: What::Program("etcdctl"),
+        packages: &["etcd-client"],
+    },
+    Need {
         what: What::Program("newuidmap"),
         packages: &["uidmap"],
     },
