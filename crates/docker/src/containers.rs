@@ -208,6 +208,15 @@ pub(crate) async fn prune(call: Call) -> Result<Reply> {
     ))
 }
 
+/// Changes a container in place; Docker wants a new one.
+pub(crate) async fn set(mut call: Call) -> Result<Reply> {
+    let change = call.json().await?;
+    let warnings = call.engine.set(&call.name, change).await?;
+    Ok(Reply::json(
+        &serde_json::json!({"Warnings": some_if_any(warnings)}),
+    ))
+}
+
 /// Why it does not run; Docker has no such thing.
 pub(crate) async fn autopsy(call: Call) -> Result<Reply> {
     Ok(Reply::json(&call.engine.autopsy(&call.name).await?))

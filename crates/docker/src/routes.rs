@@ -49,6 +49,7 @@ static TABLE: &[Route] = routes! {
     GET "/containers/" .. "/json" => containers::inspect,
     // Ours: what Docker cannot tell.
     GET "/containers/" .. "/autopsy" => containers::autopsy,
+    POST "/containers/" .. "/set" => containers::set,
     GET "/containers/" .. "/top" => containers::top,
     GET "/containers/" .. "/logs" => containers::logs,
     GET "/containers/" .. "/changes" => archive::changes,

@@ -42,6 +42,7 @@ pub use container::attach::{Attach, Attached, Input, Stream};
 pub use container::create::Created;
 pub use container::exec::{Exec, ExecStart};
 pub use container::remove::Remove;
+pub use container::set::Set;
 pub use container::wait::{WaitCondition, Waited};
 pub use container::{Exit, Failure, Health, HealthProbe, MountPoint, Process, Record, State};
 pub use logs::{LogLine, LogOptions};

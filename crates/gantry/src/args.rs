@@ -64,6 +64,8 @@ pub enum Verb {
     Rmi(RmiArgs),
     /// List images
     Images(ListArgs),
+    /// Change a container in place: ports, variables, labels, mounts, limits; restarts it if it runs
+    Set(Box<SetArgs>),
     /// Why a container does not run, in one sentence
     Why(WhyArgs),
     /// Everything that is known about a container's end
@@ -184,6 +186,40 @@ pub struct LaterArgs {
 #[derive(Debug, ClapArgs)]
 pub struct NameArgs {
     pub name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SetArgs {
+    pub container: String,
+    /// [ADDRESS:]PORT:CONTAINER_PORT[/udp], or CONTAINER_PORT for a free one
+    #[arg(short, long, value_name = "PORTS")]
+    pub publish: Vec<String>,
+    /// CONTAINER_PORT[/udp] that is no longer published
+    #[arg(long, value_name = "PORT")]
+    pub unpublish: Vec<String>,
+    /// SOURCE:TARGET[:ro]; takes the place of what is at TARGET
+    #[arg(short, long, value_name = "MOUNT")]
+    pub volume: Vec<String>,
+    /// TARGET whose mount goes
+    #[arg(long, value_name = "TARGET")]
+    pub unmount: Vec<String>,
+    /// NAME=VALUE, or NAME to take it away
+    #[arg(short, long, value_name = "VARIABLE")]
+    pub env: Vec<String>,
+    /// NAME=VALUE, or NAME to take it away
+    #[arg(short, long)]
+    pub label: Vec<String>,
+    /// Bytes, or with k, m, g
+    #[arg(short, long)]
+    pub memory: Option<String>,
+    /// Such as 0.5
+    #[arg(long)]
+    pub cpus: Option<String>,
+    #[arg(long)]
+    pub pids_limit: Option<i64>,
+    /// no, always, unless-stopped, on-failure[:COUNT]
+    #[arg(long)]
+    pub restart: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

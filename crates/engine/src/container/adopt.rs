@@ -213,7 +213,8 @@ impl Engine {
                     .health
                     .as_ref()
                     .is_some_and(|health| health.status == "unhealthy");
-                let next = wants_restart(&record, &exit)
+                let next = record.replacing
+                    || wants_restart(&record, &exit)
                     || (unhealthy && !record.stopped_by_user && self.restarts_unhealthy(&record));
                 died = Some(exit.clone());
                 removes = !next && record.host_config.auto_remove;
@@ -229,7 +230,7 @@ impl Engine {
                         to_start.push(record.id.clone());
                     }
                     // Docker starts these with the daemon, whoever stopped them.
-                    State::Exited(_) if starts_with_the_daemon(&record) => {
+                    State::Exited(_) if starts_with_the_daemon(&record) || record.replacing => {
                         to_start.push(record.id.clone())
                     }
                     State::Removing | State::Dead | State::Creating => removes = true,
@@ -252,6 +253,16 @@ impl Engine {
                 slot.live().handle = Some(handle.clone());
                 self.watch(slot.clone(), handle);
                 self.watch_health(&slot);
+                if slot.record().replacing {
+                    // Not waited for: a stop takes its time.
+                    let engine = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = engine.replace(&slot).await {
+                            tracing::warn!(container.id = %slot.id, error = %error.chain(), "finishing a change");
+                        }
+                    });
+                    continue;
+                }
             } else if removes {
                 let _guard = slot.lock().await;
                 let how = super::remove::Remove {

@@ -91,6 +91,7 @@ impl Engine {
             state: State::Created { failure: None },
             changes: Vec::new(),
             good_at_ns: 0,
+            replacing: false,
             restart_count: 0,
             stopped_by_user: false,
             health: None,
@@ -142,7 +143,7 @@ impl Engine {
             .await
     }
 
-    async fn make_volume(
+    pub(crate) async fn make_volume(
         &self,
         mount: &mut MountPoint,
         lowers: &[PathBuf],

@@ -21,6 +21,7 @@ pub(crate) mod profile;
 pub mod remove;
 pub mod rename;
 pub mod restart;
+pub mod set;
 pub(crate) mod spec;
 pub mod start;
 pub mod stop;
@@ -68,6 +69,9 @@ pub struct Record {
     /// What was changed after the create, newest last; at most [`CHANGES_LIMIT`].
     #[serde(default)]
     pub changes: Vec<Change>,
+    /// It is to be stopped and started again with this configuration: the intent of `set`.
+    #[serde(default)]
+    pub replacing: bool,
     /// When the last good run ended or proved itself, nanoseconds since the epoch; 0: never.
     #[serde(default)]
     pub good_at_ns: i64,
@@ -253,6 +257,8 @@ pub(crate) struct Live {
     pub(crate) restarting: bool,
     /// The run is being ended because its health checks failed; the next one begins whatever the restart policy says.
     pub(crate) unhealthy: bool,
+    /// Addresses that the next run gets again if they are free.
+    pub(crate) keep_addresses: BTreeMap<String, std::net::Ipv4Addr>,
     /// At most one shipper of the log at a time.
     pub(crate) shipping: Arc<tokio::sync::Mutex<()>>,
 }

@@ -746,6 +746,7 @@ mod tests {
             state: State::Created { failure: None },
             changes: Vec::new(),
             good_at_ns: 0,
+            replacing: false,
             restart_count: 0,
             stopped_by_user: false,
             health: None,

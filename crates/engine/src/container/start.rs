@@ -105,7 +105,8 @@ impl Engine {
             .prepare(&record.image, &self.container_dir(&record.id))?;
         let mut world = self.look_around(&record).await?;
         self.check_log_driver(&record).await?;
-        record.endpoints = self.connect(&record)?;
+        let kept = std::mem::take(&mut slot.live().keep_addresses);
+        record.endpoints = self.connect(&record, &kept)?;
         record.ports.clear();
         let result = self
             .launch_connected(slot, &mut record, snapshot, &mut world)
@@ -225,6 +226,7 @@ impl Engine {
             supervisor: 0,
             started_at_ns: crate::events::now_ns(),
         });
+        record.replacing = false;
         record.health = super::health::checks(&record.config).map(|_| Health {
             status: "starting".into(),
             failing_streak: 0,
@@ -403,7 +405,11 @@ impl Engine {
     }
 
     /// An address in each network. All or none.
-    fn connect(&self, record: &Record) -> Result<BTreeMap<String, Endpoint>> {
+    fn connect(
+        &self,
+        record: &Record,
+        kept: &BTreeMap<String, std::net::Ipv4Addr>,
+    ) -> Result<BTreeMap<String, Endpoint>> {
         let mut endpoints = BTreeMap::new();
         for (name, settings) in &record.networks {
             let wanted = settings
@@ -414,7 +420,15 @@ impl Engine {
                 "" => None,
                 text => Some(validate::mac_address(text)?),
             };
-            match self.0.networks.connect(&record.id, name, wanted, mac) {
+            let again = kept.get(name).copied().filter(|_| wanted.is_none());
+            let first =
+                again.map(|again| self.0.networks.connect(&record.id, name, Some(again), mac));
+            let connected = match first {
+                Some(Ok(endpoint)) => Ok(endpoint),
+                // Somebody else has it by now.
+                _ => self.0.networks.connect(&record.id, name, wanted, mac),
+            };
+            match connected {
                 Ok(endpoint) => {
                     endpoints.insert(name.clone(), endpoint);
                 }

@@ -11,6 +11,7 @@ mod exec;
 mod images;
 mod logs;
 mod run;
+mod set;
 mod status;
 mod streams;
 pub mod up;
@@ -55,6 +56,7 @@ async fn ask(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Kill(args) => containers::kill(client, &args).await,
         Verb::Rm(args) => containers::remove(client, &args).await,
         Verb::Inspect(args) => containers::inspect(client, &args.names).await,
+        Verb::Set(args) => set::run(client, &args).await,
         Verb::Why(args) => why::why(client, &args).await,
         Verb::Autopsy(args) => why::autopsy(client, &args).await,
         Verb::Rmi(args) => images::remove(client, &args).await,

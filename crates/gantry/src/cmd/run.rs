@@ -181,7 +181,7 @@ pub fn variable(typed: &str) -> Option<String> {
 }
 
 /// `[ADDRESS:][PORT:]CONTAINER_PORT[/PROTOCOL]`, address of IPv6 in brackets. A port may be a range, passed on as it is.
-fn ports(typed: &[String]) -> anyhow::Result<(Map<String, Value>, Map<String, Value>)> {
+pub fn ports(typed: &[String]) -> anyhow::Result<(Map<String, Value>, Map<String, Value>)> {
     let mut exposed = Map::new();
     let mut bindings: Map<String, Value> = Map::new();
     for text in typed {
@@ -249,7 +249,7 @@ fn add(
 }
 
 /// `64m`, `1.5g`, `4096`.
-fn bytes(text: &str) -> anyhow::Result<i64> {
+pub fn bytes(text: &str) -> anyhow::Result<i64> {
     let lower = text.to_ascii_lowercase();
     let number = lower
         .trim_end_matches('b')
@@ -268,14 +268,14 @@ fn bytes(text: &str) -> anyhow::Result<i64> {
     }
 }
 
-fn nano_cpus(text: &str) -> anyhow::Result<i64> {
+pub fn nano_cpus(text: &str) -> anyhow::Result<i64> {
     match text.parse::<f64>() {
         Ok(cpus) if (0.0..1e6).contains(&cpus) => Ok((cpus * 1e9).round() as i64),
         _ => bail!("not a number of CPUs"),
     }
 }
 
-fn restart(policy: &str) -> anyhow::Result<Value> {
+pub fn restart(policy: &str) -> anyhow::Result<Value> {
     let (name, count) = policy.split_once(':').unwrap_or((policy, "0"));
     let Ok(count) = count.parse::<u32>() else {
         bail!("--restart {policy}: the count is not a number");

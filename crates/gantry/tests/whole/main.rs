@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beyond;
 mod contract;
 mod debian;
 mod demo;
