@@ -4,7 +4,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 XTASK = cargo run --quiet --package xtask --
 
-.PHONY: help up build test test-long test-guest check deny doc install uninstall
+.PHONY: help up build test test-long test-guest check deny doc install uninstall conformance-docker
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,6 +34,10 @@ test-long: ## kill -9 and lost-exit tests with many rounds: GANTRY_TEST_ROUNDS=1
 test-guest: ## pure cgroup v2: the runtime on a Debian kernel in QEMU (10 s with KVM, a minute without)
 	$(XTASK) setup test-guest
 	cargo test --locked --package gantry-runtime --test guest -- --ignored pure_unified_cgroups --nocapture
+
+conformance-docker: build ## other people's Docker clients against this build: 200 commands of the docker client, the Python SDK's tests
+	$(XTASK) setup test
+	python3 conformance/docker.py target/release/gantry
 
 check: ## the quick part: format, lints, tidy
 	$(XTASK) check

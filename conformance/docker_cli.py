@@ -9,7 +9,7 @@ def commands():
         if line.strip() and not line.startswith("#"):
             code, rest = line.split(" | ", 1)
             command, pattern = rest.rsplit(" | ", 1) if not rest.endswith(" | ") else (rest[:-3], "")
-            yield int(code), command, pattern
+            yield [int(one) for one in code.split("/")], command, pattern
 
 def main():
     docker = shutil.which("docker") or sys.exit("docker_cli: there is no docker client in PATH")
@@ -27,7 +27,7 @@ def main():
             text, got = done.stdout.decode(errors="replace"), done.returncode
         except subprocess.TimeoutExpired as e:
             text, got = (e.stdout or b"").decode(errors="replace") + "(no end in 60 s)", -1
-        if got == code and re.search(pattern, text, re.MULTILINE):
+        if got in code and re.search(pattern, text, re.MULTILINE):
             passed += 1
         else:
             failed += 1

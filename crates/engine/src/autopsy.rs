@@ -175,7 +175,7 @@ pub fn judge(evidence: &Evidence) -> Verdict {
             "let the program end on its stop signal, or give it more time with --stop-timeout",
         ),
         Some(number) if asked(number) => verdict(
-            if evidence.stopped_by_user {
+            if evidence.stopped_by_user && number != 9 {
                 "stopped"
             } else {
                 "signalled"
@@ -383,6 +383,18 @@ fn from_output(evidence: &Evidence) -> Option<Verdict> {
     if evidence.code == 0 {
         return None;
     }
+    let program = evidence.argv.first().map_or("", String::as_str);
+    let last = evidence.output.last().map_or("", String::as_str);
+    if last.starts_with("exec ") && last.contains(": ") {
+        let failed = Evidence {
+            error: last.to_owned(),
+            ..evidence.clone()
+        };
+        let verdict = never_ran(&failed);
+        if verdict.kind != "start-failed" && last.contains(program) {
+            return Some(verdict);
+        }
+    }
     let lines = || evidence.output.iter().rev().map(String::as_str);
     let said = |part: &str| lines().find(|line| line.contains(part));
     let verdict = |kind, cause: String, advice: &str| {
@@ -577,7 +589,10 @@ impl Engine {
             .filter_map(|event| event.attributes.get("signal")?.parse().ok())
             .collect();
         evidence.output = self.last_lines(record).await;
-        let lacks = evidence.error.contains("no such file or directory")
+        // A program that cannot begin shows only at its exec, which is after the start; what the runtime then says stands in the log.
+        let last = evidence.output.last().map_or("", String::as_str);
+        let lacks = (last.starts_with("exec ") && last.ends_with("no such file or directory"))
+            || evidence.error.contains("no such file or directory")
             || evidence.error.contains("exec format error");
         if lacks {
             evidence.missing_interpreter = self.missing_interpreter(record).await;

@@ -769,6 +769,7 @@ fn lost() -> Exit {
         oom_killed: false,
         finished_at_ns: now_ns(),
         memory_peak: None,
+        lost: true,
     }
 }
 

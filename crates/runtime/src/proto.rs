@@ -272,6 +272,9 @@ pub struct Exit {
     /// The most memory the container ever had, in bytes, where the kernel counts it.
     #[serde(default)]
     pub memory_peak: Option<u64>,
+    /// The supervisor went away and took the container with it: nobody saw the end. Only the daemon says so.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// Content of `state.json`, for adoption after the daemon was gone.

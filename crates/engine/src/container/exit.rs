@@ -38,7 +38,11 @@ impl Engine {
         let exit = Exit {
             code: exit.code,
             oom_killed: exit.oom_killed,
-            error: String::new(),
+            error: if exit.lost {
+                super::adopt::SUPERVISOR_LOST.to_owned()
+            } else {
+                String::new()
+            },
             started_at_ns,
             finished_at_ns: exit.finished_at_ns,
             memory_peak: exit.memory_peak,

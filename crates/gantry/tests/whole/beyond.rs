@@ -17,12 +17,12 @@ const BY_ITSELF: [Death; 17] = [
     Death(
         "out-of-memory",
         &["-m", "8m"],
-        "exec dd if=/dev/zero of=/dev/null bs=200m count=1",
+        "x=y; while :; do x=$x$x; done",
     ),
     Death(
         "out-of-memory-child",
         &["-m", "8m"],
-        "dd if=/dev/zero of=/dev/null bs=200m count=1; exit 1",
+        "sh -c 'x=y; while :; do x=$x$x; done'; exit 1",
     ),
     Death("crashed", &["--init"], "kill -SEGV $$"),
     Death("aborted", &["--init"], "kill -ABRT $$"),
@@ -112,8 +112,8 @@ fn deaths(absent: bool) {
                 .docker(&["cp", file.to_str().unwrap(), &format!("{kind}:/prog")])
                 .ok();
         }
-        let done = world.docker(&["start", kind]);
-        assert_ne!(done.code, 0, "{kind}: {done}");
+        // Docker counts a start as done when the exec begins; some of these fail in it.
+        world.docker(&["start", kind]);
         kinds.push(kind);
     }
     // Somebody's doing.
@@ -275,12 +275,15 @@ fn each_kind_of_death_is_told_apart_after_the_daemon_was_away() {
 #[test]
 fn set_changes_a_container_in_place() {
     let world = busybox();
+    world.docker(&["network", "create", "mine"]).ok();
     world
         .docker(&[
             "run",
             "-d",
             "--name",
             "web",
+            "--network",
+            "mine",
             "-e",
             "A=1",
             "-e",
@@ -298,7 +301,7 @@ fn set_changes_a_container_in_place() {
     let inspect = |format: &str| world.docker(&["inspect", "--format", format, "web"]).ok();
     let (id, address) = (
         inspect("{{.Id}}"),
-        inspect("{{.NetworkSettings.Networks.bridge.IPAddress}}"),
+        inspect("{{.NetworkSettings.Networks.mine.IPAddress}}"),
     );
     let anonymous = |mounts: &str| {
         mounts
@@ -336,7 +339,7 @@ fn set_changes_a_container_in_place() {
     assert_eq!(
         (
             inspect("{{.Id}}"),
-            inspect("{{.NetworkSettings.Networks.bridge.IPAddress}}")
+            inspect("{{.NetworkSettings.Networks.mine.IPAddress}}")
         ),
         (id, address)
     );

@@ -459,6 +459,7 @@ impl Supervisor {
                 oom_killed: false,
                 finished_at_ns: time::nanoseconds(SystemTime::now()),
                 memory_peak: None,
+                lost: false,
             };
             for client in session.clients {
                 if let Some(connection) = self.connections.get_mut(client) {
@@ -486,6 +487,7 @@ impl Supervisor {
             oom_killed: self.cgroup.oom_kills() > 0,
             finished_at_ns: time::nanoseconds(self.finished_at.unwrap_or_else(SystemTime::now)),
             memory_peak: self.cgroup.memory_peak(),
+            lost: false,
         };
         let _ = files::write_json(&self.run_dir, "exit.json", &exit);
         for key in self.connections.keys() {
