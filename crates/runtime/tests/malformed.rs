@@ -822,3 +822,87 @@ fn text_that_is_no_json_is_refused_by_its_place() {
     );
     assert!(!Path::new("/sys/fs/cgroup/pids/x").exists());
 }
+
+/// What the fuzz target `runtime_config` looks for, over a few thousand seeded changes of a whole configuration.
+#[test]
+fn changed_bytes_are_refused_in_one_sentence_or_read() {
+    use gantry_runtime::{document, validate};
+    let whole = json!({
+        "ociVersion": "1.2.0", "hostname": "h", "annotations": { "a": "b" },
+        "process": { "args": ["sh", "-c", "x"], "cwd": "/", "env": ["A=b"], "user": { "uid": 1, "gid": 2, "additionalGids": [3] },
+            "rlimits": [{ "type": "RLIMIT_CORE", "soft": 1, "hard": 2 }], "capabilities": { "bounding": ["CAP_CHOWN"] },
+            "scheduler": { "policy": "SCHED_BATCH", "nice": 1 }, "execCPUAffinity": { "initial": "0-1" } },
+        "root": { "path": "rootfs" },
+        "mounts": [{ "destination": "/x", "source": "/y", "options": ["rbind", "ro", "idmap"], "uidMappings": [{ "containerID": 0, "hostID": 1, "size": 2 }],
+            "gidMappings": [{ "containerID": 0, "hostID": 1, "size": 2 }] }, { "destination": "/t", "type": "tmpfs", "options": ["size=1m"] }],
+        "hooks": { "prestart": [{ "path": "/bin/true", "timeout": 5 }] },
+        "linux": { "namespaces": [{ "type": "mount" }, { "type": "uts" }, { "type": "time" }], "timeOffsets": { "boottime": { "secs": 1 } },
+            "devices": [{ "path": "/dev/x", "type": "c", "major": 1, "minor": 2 }], "sysctl": { "kernel.domainname": "d" },
+            "resources": { "devices": [{ "allow": false, "access": "rwm" }], "memory": { "limit": 5, "swap": -1 }, "cpu": { "cpus": "0,2-3" },
+                "unified": { "memory.high": "1" }, "rdma": { "m": { "hcaHandles": 1 } }, "hugepageLimits": [{ "pageSize": "2MB", "limit": 1 }] },
+            "seccomp": { "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{ "names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{ "index": 0, "value": 1, "op": "SCMP_CMP_EQ" }] }] } }
+    });
+    let whole = serde_json::to_vec(&whole).unwrap();
+    let spec = document::spec(&whole).unwrap();
+    assert_eq!(validate::bundle(&spec), Ok(()));
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |limit: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % limit as u64) as usize
+    };
+    let tokens: [&[u8]; 14] = [
+        b"null",
+        b"[]",
+        b"{}",
+        b"-1",
+        b"\"\"",
+        b"99999999999",
+        b"[[",
+        b"}",
+        b"\\u0000",
+        b",",
+        b":",
+        b"true",
+        b"\xff",
+        b"1e9",
+    ];
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..6000 {
+        let mut text = whole.clone();
+        for _ in 0..=below(3) {
+            let at = below(text.len());
+            match below(4) {
+                0 => text[at] = below(256) as u8,
+                1 => drop(text.drain(at..(at + below(12)).min(text.len()))),
+                2 => text.truncate(at + 1),
+                _ => drop(text.splice(at..at, tokens[below(tokens.len())].iter().copied())),
+            }
+        }
+        let outcome = document::spec(&text).and_then(|spec| validate::bundle(&spec).map(|()| spec));
+        match outcome {
+            Ok(spec) => {
+                read += 1;
+                let written = serde_json::to_vec(&spec).unwrap();
+                assert_eq!(
+                    document::spec(&written),
+                    Ok(spec),
+                    "{}",
+                    text.escape_ascii()
+                );
+            }
+            Err(sentence) => {
+                refused += 1;
+                let (field, why) = sentence
+                    .split_once(": ")
+                    .unwrap_or_else(|| panic!("{sentence}"));
+                assert!(
+                    !field.is_empty() && !why.is_empty() && sentence.len() < 2000,
+                    "{sentence}"
+                );
+            }
+        }
+    }
+    assert!(read > 100 && refused > 1000, "{read} {refused}");
+}
