@@ -43,6 +43,10 @@ pub(crate) const TEST: &[Need] = &[
         packages: &["busybox-static"],
     },
     Need {
+        what: What::Program("python3"),
+        packages: &["python3"],
+    },
+    Need {
         what: What::Program("mmdebstrap"),
         packages: &["mmdebstrap"],
     },

@@ -678,3 +678,14 @@ fn true_under_load_loses_no_exit_code() {
         }
     });
 }
+
+#[test]
+fn two_hundred_commands_as_docker_answers_them() {
+    let world = busybox();
+    let script =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance/docker_cli.py");
+    let mut command = world.enter("python3");
+    let host = format!("unix://{}", world.socket().display());
+    let said = run(command.arg(script).env("DOCKER_HOST", host), None).ok();
+    assert!(said.ends_with(" passed, 0 failed"), "{said}");
+}
