@@ -36,6 +36,8 @@ pub enum Verb {
     Status(OutputArgs),
     /// What this machine lacks, and the fix for each line
     Doctor(OutputArgs),
+    /// Check or repair the files of the cluster state, while the platform is down
+    Store(StoreArgs),
     /// Print the version
     Version(OutputArgs),
     /// Serve TCP for the node that started it
@@ -99,6 +101,20 @@ pub struct OutputArgs {
     /// How data is written
     #[arg(long, value_enum, default_value = "text")]
     pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct StoreArgs {
+    #[command(subcommand)]
+    pub verb: StoreVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreVerb {
+    /// Read every byte and name what is damaged; changes nothing
+    Check(OutputArgs),
+    /// Take damaged entries out, name them, and keep the files as they were beside
+    Repair(OutputArgs),
 }
 
 #[derive(Debug, ClapArgs)]

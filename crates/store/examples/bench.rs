@@ -138,10 +138,14 @@ async fn pods(dir: &Path) {
                 "/registry/pods/namespace-{}/pod-{chunk:05}-{n:02}",
                 chunk % 50
             );
-            answers.push(store.txn(Txn::put(key, vec![b'p'; 2048])));
+            let store = store.clone();
+            answers.push(tokio::spawn(async move {
+                store.txn(Txn::put(key, vec![b'p'; 2048])).await
+            }));
         }
         for answer in answers {
-            answer.await.expect("a durable write");
+            let answer = answer.await.expect("a writer");
+            answer.expect("a durable write");
         }
     }
     let stored = memory();

@@ -13,6 +13,7 @@ mod logs;
 mod run;
 mod set;
 mod status;
+mod store;
 mod streams;
 pub mod up;
 mod version;
@@ -34,6 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Verb::Status(how) => block_on(status::run(&dirs()?, how.output)),
         Verb::Doctor(how) => doctor::run(&dirs()?, how.output),
         Verb::Version(how) => version::run(how.output),
+        Verb::Store(args) => store::run(&dirs()?, &args),
         Verb::Front { uid } => crate::front::child::run(uid),
         Verb::Runtime { words } => Err(crate::runtime_program::exec(&words)),
         verb => {
@@ -71,6 +73,7 @@ async fn ask(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         | Verb::Status(_)
         | Verb::Doctor(_)
         | Verb::Version(_)
+        | Verb::Store(_)
         | Verb::Front { .. }
         | Verb::Runtime { .. } => unreachable!("answered by run()"),
     }
