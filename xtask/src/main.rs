@@ -7,6 +7,7 @@
 )]
 
 mod deny;
+mod kube;
 mod setup;
 mod test;
 mod tidy;
@@ -30,9 +31,10 @@ fn main() -> ExitCode {
         ["dist"] => dist(),
         ["up"] => up::run(),
         ["deny"] => deny::run(),
+        ["kube-schema", definitions] => kube::schema(definitions),
         _ => {
             eprintln!(
-                "usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny"
+                "usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny | kube-schema FILE"
             );
             return ExitCode::from(2);
         }
