@@ -328,7 +328,7 @@ fn never_ran(evidence: &Evidence) -> Verdict {
                 "something that is to be mounted is not there: {}",
                 tail(error)
             ),
-            "make it, or change the mount (gantry set --mount)",
+            "make it, or give the container another one (gantry set --volume)",
         )
     } else if has("unable to find user") || has("no matching entries in passwd") {
         (
@@ -442,7 +442,7 @@ fn from_output(evidence: &Evidence) -> Option<Verdict> {
         return verdict(
             "disk-full",
             format!("it could not write: {line}"),
-            "make room: docker system df, gantry disk --dry-run",
+            "make room: docker system df shows what takes it, docker system prune frees what nobody uses",
         );
     }
     if let Some(line) = said("ddress already in use").or_else(|| said("EADDRINUSE")) {
