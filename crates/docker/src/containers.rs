@@ -843,6 +843,11 @@ fn networks(record: &Record) -> BTreeMap<&str, doc::Endpoint> {
         .iter()
         .map(|(name, endpoint)| (name.as_str(), endpoint_document(endpoint)))
         .collect();
+    for (name, wished) in &record.networks {
+        let endpoint = map.entry(name).or_default();
+        endpoint.aliases = wished.aliases.clone();
+        endpoint.driver_opts = wished.driver_opts.clone();
+    }
     if let (true, Some(name)) = (map.is_empty(), mode_network(record)) {
         map.insert(name, doc::Endpoint::default());
     }

@@ -178,20 +178,18 @@ pub(crate) async fn remove(call: Call) -> Result<Reply> {
 
 pub(crate) async fn connect(mut call: Call) -> Result<Reply> {
     let request: Connect = call.json().await?;
-    call.engine.networks().get(&call.name)?;
-    call.engine.get(&request.container)?;
-    Err(unsupported(
-        "connecting a container to a further network is not part of this build yet",
-    ))
+    call.engine
+        .network_connect(&call.name, &request.container, request.endpoint_config)
+        .await?;
+    Ok(Reply::ok())
 }
 
 pub(crate) async fn disconnect(mut call: Call) -> Result<Reply> {
     let request: Disconnect = call.json().await?;
-    call.engine.networks().get(&call.name)?;
-    call.engine.get(&request.container)?;
-    Err(unsupported(
-        "disconnecting a container from a network is not part of this build yet",
-    ))
+    call.engine
+        .network_disconnect(&call.name, &request.container, request.force)
+        .await?;
+    Ok(Reply::ok())
 }
 
 pub(crate) async fn prune(call: Call) -> Result<Reply> {

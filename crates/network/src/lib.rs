@@ -5,6 +5,7 @@
 //! Networks::connect   address from IPAM                -> Endpoint      (the supervisor makes the veth from it)
 //! Networks::publish   bind the host's sockets, NAT map -> Published     (sockets go to the supervisor)
 //! Networks::release   both back; unknown is fine
+//! Networks::join, leave                            a running container and one more network
 //! ```
 //! Start with [`Networks`]; [`rules`] is the nft table as data; [`ipam`] hands out addresses (pure);
 //! [`files`] writes hosts and resolv.conf texts (pure); [`firewall`] knows the chains of others, [`ports`] the host's sockets.
@@ -28,9 +29,12 @@ pub mod files;
 mod firewall;
 mod host;
 pub mod ipam;
+mod live;
 mod names;
 mod ports;
 pub mod rules;
+
+pub use live::Namespace;
 
 use gantry_base::db::{Batch, Db};
 use gantry_base::{Error, ErrorKind, Result, ResultExt};
@@ -446,6 +450,21 @@ impl Networks {
             tracing::debug!(%error, address = %udp.target, "UDP flows to a container that is gone are left to their time limit");
         }
         Ok(())
+    }
+
+    /// Gives back one address of a container that stays in its other networks.
+    pub fn disconnect(&self, container: &str, endpoint: &Endpoint) {
+        let mut state = self.state();
+        if let Some(all) = state.endpoints.get_mut(container) {
+            all.retain(|e| e.network_id != endpoint.network_id);
+            if all.is_empty() {
+                state.endpoints.remove(container);
+            }
+        }
+        let network = state.networks.get_mut(&endpoint.network_id);
+        if let Some(pool) = network.and_then(|n| n.pool.as_mut()) {
+            pool.release(container);
+        }
     }
 
     /// Foreign base chains that drop forwarded traffic, as `table chain` sentences for `status` and `doctor`.

@@ -47,7 +47,8 @@ impl Survey {
         let running = self.found.iter().filter(|found| found.handle.is_some());
         let of = |record: &Record| {
             (
-                record.endpoints.values().cloned().collect(),
+                // The one with the published ports comes first.
+                super::start::in_order(record),
                 record.ports.clone(),
             )
         };
@@ -251,6 +252,7 @@ impl Engine {
             self.ship_log(&slot);
             if let Some(handle) = handle {
                 slot.live().handle = Some(handle.clone());
+                self.rejoin(&slot.record());
                 self.watch(slot.clone(), handle);
                 self.watch_health(&slot);
                 if slot.record().replacing {

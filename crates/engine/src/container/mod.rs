@@ -9,6 +9,7 @@
 
 pub(crate) mod adopt;
 pub mod attach;
+mod connect;
 pub mod create;
 pub(crate) mod etc;
 pub mod exec;

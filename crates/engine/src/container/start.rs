@@ -412,23 +412,7 @@ impl Engine {
     ) -> Result<BTreeMap<String, Endpoint>> {
         let mut endpoints = BTreeMap::new();
         for (name, settings) in &record.networks {
-            let wanted = settings
-                .ipam_config
-                .as_ref()
-                .and_then(|ipam| ipam.ipv4_address.parse().ok());
-            let mac = match settings.mac_address.as_str() {
-                "" => None,
-                text => Some(validate::mac_address(text)?),
-            };
-            let again = kept.get(name).copied().filter(|_| wanted.is_none());
-            let first =
-                again.map(|again| self.0.networks.connect(&record.id, name, Some(again), mac));
-            let connected = match first {
-                Some(Ok(endpoint)) => Ok(endpoint),
-                // Somebody else has it by now.
-                _ => self.0.networks.connect(&record.id, name, wanted, mac),
-            };
-            match connected {
+            match self.endpoint(&record.id, name, settings, kept.get(name).copied()) {
                 Ok(endpoint) => {
                     endpoints.insert(name.clone(), endpoint);
                 }
@@ -528,7 +512,7 @@ fn subpath_exists(volume: &Path, subpath: &str) -> Result<()> {
 }
 
 /// The network that was named at create comes first: it has the default route and the ports.
-fn in_order(record: &Record) -> Vec<Endpoint> {
+pub(super) fn in_order(record: &Record) -> Vec<Endpoint> {
     let main = |endpoint: &&Endpoint| endpoint.network_name != record.host_config.network_mode;
     let mut endpoints: Vec<&Endpoint> = record.endpoints.values().collect();
     endpoints.sort_by_key(main);

@@ -587,7 +587,7 @@ fn ulimit_can_be_granted(ulimit: &Ulimit, facts: &Facts, may_raise: bool) -> Res
     }
 }
 
-fn network(
+pub(crate) fn network(
     config: &ContainerConfig,
     host: &HostConfig,
     endpoints: &std::collections::BTreeMap<String, gantry_docker_api::create::EndpointSettings>,

@@ -12,6 +12,7 @@ mod docker;
 mod front;
 mod instance;
 mod network;
+mod networks;
 mod survival;
 mod verbs;
 
