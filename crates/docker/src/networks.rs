@@ -28,7 +28,12 @@ fn document(record: &Record) -> Network {
             .range
             .map(|range| range.to_string())
             .unwrap_or_default(),
-        ..IpamPool::default()
+        auxiliary: (!record.auxiliary.is_empty()).then(|| {
+            let shown = record.auxiliary.iter();
+            shown
+                .map(|(name, a)| (name.clone(), a.to_string()))
+                .collect()
+        }),
     });
     Network {
         name: record.name.clone(),
@@ -148,12 +153,19 @@ fn wanted(request: CreateNetwork) -> Result<gantry_network::CreateNetwork> {
         ));
     }
     let pool = request.ipam.config.into_iter().next().unwrap_or_default();
+    let mut auxiliary = BTreeMap::new();
+    for (name, text) in pool.auxiliary.unwrap_or_default() {
+        if let Some(address) = parse("aux-address", &text, "invalid address")? {
+            auxiliary.insert(name, address);
+        }
+    }
     Ok(gantry_network::CreateNetwork {
         name: request.name,
         driver: request.driver,
         subnet: parse("subnet", &pool.subnet, "invalid CIDR block notation")?,
         range: parse("ip-range", &pool.ip_range, "invalid CIDR block notation")?,
         gateway: parse("gateway address", &pool.gateway, "invalid address")?,
+        auxiliary,
         internal: request.internal,
         labels: request.labels,
         options: request.options,

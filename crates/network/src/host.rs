@@ -104,6 +104,7 @@ fn new_record(settings: &Settings, name: &str, driver: &str) -> Result<Record> {
         subnet: None,
         gateway: None,
         range: None,
+        auxiliary: BTreeMap::new(),
         mtu: if is_bridge { MTU } else { 0 },
         internal: false,
         created_at_ns: now_ns(),

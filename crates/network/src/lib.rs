@@ -52,6 +52,8 @@ const SCHEMA: u32 = 1;
 const TABLE: &str = "networks";
 /// Networks that a node holds at most; each is a bridge on the host.
 const NETWORKS: usize = 1000;
+/// Auxiliary addresses of one network.
+const AUXILIARY: usize = 256;
 /// Containers' endpoints that a node holds at most.
 const ENDPOINTS: usize = 100_000;
 
@@ -88,6 +90,9 @@ pub struct Record {
     /// Part of the subnet that addresses are chosen from.
     #[serde(default)]
     pub range: Option<ipnet::Ipv4Net>,
+    /// Addresses that other devices in the subnet have, by what they are called: never given to a container.
+    #[serde(default)]
+    pub auxiliary: BTreeMap<String, Ipv4Addr>,
     pub created_at_ns: i64,
     pub labels: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,
@@ -109,6 +114,7 @@ pub struct CreateNetwork {
     pub subnet: Option<ipnet::Ipv4Net>,
     pub range: Option<ipnet::Ipv4Net>,
     pub gateway: Option<Ipv4Addr>,
+    pub auxiliary: BTreeMap<String, Ipv4Addr>,
     pub internal: bool,
     pub labels: BTreeMap<String, String>,
     pub options: BTreeMap<String, String>,
@@ -188,9 +194,14 @@ struct Network {
 
 impl Network {
     fn new(record: Record) -> Self {
-        let pool = record
-            .subnet
-            .map(|subnet| ipam::Pool::new(subnet, record.range, record.gateway));
+        let pool = record.subnet.map(|subnet| {
+            let mut pool = ipam::Pool::new(subnet, record.range, record.gateway);
+            for address in record.auxiliary.values() {
+                // No container has the empty id. What is outside of the subnet was refused at create.
+                let _ = pool.lease("", Some(*address));
+            }
+            pool
+        });
         Self { record, pool }
     }
 }
@@ -638,6 +649,23 @@ impl State {
             Some(gateway) => gateway,
             None => first_host(subnet),
         };
+        if let Some(outside) = request.auxiliary.values().find(|a| !subnet.contains(*a)) {
+            return Err(Error::invalid(format!(
+                "no matching subnet for aux-address {outside}"
+            )));
+        }
+        if request.auxiliary.len() > AUXILIARY {
+            return Err(Error::invalid(format!(
+                "a network can have at most {AUXILIARY} auxiliary addresses"
+            )));
+        }
+        let icc = request.options.get("com.docker.network.bridge.enable_icc");
+        if icc.is_some_and(|text| text == "false") {
+            return Err(Error::new(
+                ErrorKind::NotImplemented,
+                "networks whose containers cannot reach each other (enable_icc=false) are not part of this build yet",
+            ));
+        }
         let mtu = match request.options.get("com.docker.network.driver.mtu") {
             Some(text) => text
                 .parse()
@@ -669,6 +697,7 @@ impl State {
             subnet: Some(subnet),
             gateway: Some(gateway),
             range: request.range,
+            auxiliary: request.auxiliary,
             mtu,
             internal: request.internal,
             created_at_ns: host::now_ns(),

@@ -379,7 +379,11 @@ impl Writer<'_> {
                 Expression::NotEqual(A, interface_name(bridge)),
             ];
             let masquerade = [Expression::Masquerade];
-            if !network.internal {
+            let wanted = network
+                .options
+                .get("com.docker.network.bridge.enable_ip_masquerade")
+                .is_none_or(|text| text != "false");
+            if !network.internal && wanted {
                 self.rule("postrouting", &[&from(subnet), &elsewhere, &masquerade]);
             }
             // A container that reaches a published port of its own network: the answer must come back this way.

@@ -1,7 +1,7 @@
 //! User-defined networks: containers that join and leave them while they run.
 
 use crate::{SOON, busybox};
-use gantry_testkit::{World, eventually};
+use gantry_testkit::{World, eventually, run};
 
 fn addresses(world: &World, container: &str) -> String {
     let words = ["exec", container, "ip", "-o", "-4", "addr", "show"];
@@ -157,4 +157,91 @@ fn joined_networks_survive_the_daemon() {
         .docker(&["network", "disconnect", "back", "client"])
         .ok();
     assert_ne!(page(&world).0, 0);
+}
+
+#[test]
+fn auxiliary_addresses_and_options() {
+    let world = busybox();
+    let create = |words: &[&str]| {
+        let words = [&["network", "create"], words].concat();
+        world.docker(&words)
+    };
+    create(&[
+        "--subnet",
+        "10.202.0.0/29",
+        "--aux-address",
+        "router=10.202.0.2",
+        "few",
+    ])
+    .ok();
+    let format = "{{json .IPAM.Config}}";
+    let shown = world
+        .docker(&["network", "inspect", "-f", format, "few"])
+        .ok();
+    assert!(
+        shown.contains(r#""AuxiliaryAddresses":{"router":"10.202.0.2"}"#),
+        "{shown}"
+    );
+    let first = world
+        .docker(&[
+            "run",
+            "--rm",
+            "--network",
+            "few",
+            "busybox",
+            "ip",
+            "-o",
+            "-4",
+            "addr",
+        ])
+        .ok();
+    assert!(first.contains("10.202.0.3/29"), "{first}");
+    let taken = world.docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "few",
+        "--ip",
+        "10.202.0.2",
+        "busybox",
+        "true",
+    ]);
+    assert!(
+        taken.fails(125).contains("Address already in use"),
+        "{taken}"
+    );
+    let outside = create(&[
+        "--subnet",
+        "10.203.0.0/24",
+        "--aux-address",
+        "a=10.9.9.9",
+        "no",
+    ]);
+    assert!(
+        outside
+            .fails(1)
+            .contains("no matching subnet for aux-address 10.9.9.9"),
+        "{outside}"
+    );
+    let icc = create(&["-o", "com.docker.network.bridge.enable_icc=false", "no"]);
+    assert!(icc.fails(1).contains("enable_icc=false"), "{icc}");
+
+    let rules = |world: &World| {
+        let mut nft = world.enter("nft");
+        run(nft.args(["list", "ruleset"]), None).ok()
+    };
+    create(&["--subnet", "10.204.0.0/24", "masked"]).ok();
+    let option = "com.docker.network.bridge.enable_ip_masquerade=false";
+    create(&["--subnet", "10.205.0.0/24", "-o", option, "routed"]).ok();
+    let outwards = |subnet: &str| {
+        let text = rules(&world);
+        text.lines().any(|line| {
+            line.contains(subnet) && line.contains("oifname !=") && line.contains("masquerade")
+        })
+    };
+    assert!(
+        outwards("10.204.0.0/24") && !outwards("10.205.0.0/24"),
+        "{}",
+        rules(&world)
+    );
 }
