@@ -25,6 +25,11 @@ impl Namespace {
             .context(|| format!("opening {path}"))
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(file: File) -> Self {
+        Self(file)
+    }
+
     /// Runs `work` with a socket of this namespace.
     fn enter<T: Send>(&self, work: impl FnOnce(&mut RouteSocket) -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {

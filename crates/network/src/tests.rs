@@ -616,6 +616,62 @@ fn networks_are_apart_and_internal_ones_stay_inside() {
 }
 
 #[test]
+fn a_running_container_joins_and_leaves() {
+    in_world(|| {
+        let _lan = lan();
+        let node = Node::new("gantry", Firewall::Friendly);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let router: Ipv4Addr = "10.99.0.2".parse().unwrap();
+        let request = CreateNetwork {
+            name: "other".into(),
+            subnet: Some("10.99.0.0/24".parse().unwrap()),
+            auxiliary: BTreeMap::from([("router".to_owned(), router)]),
+            ..CreateNetwork::default()
+        };
+        runtime
+            .block_on(node.networks.create_network(request))
+            .unwrap();
+        let web = node.container("web", "other", &[]);
+        assert_eq!(web.endpoint.address.to_string(), "10.99.0.3");
+        let late = node.container("late", "bridge", &[]);
+        assert_eq!(late.world.ask_in_vain(web.address()), None);
+
+        let taken = node.networks.connect("late", "other", Some(router), None);
+        assert_eq!(taken.unwrap_err().message(), "Address already in use");
+        let joined = node.networks.connect("late", "other", None, None).unwrap();
+        let file = late
+            .world
+            .run(|| File::open("/proc/thread-self/ns/net").unwrap());
+        let namespace = Namespace::at(file);
+        node.networks.join(&namespace, &joined).unwrap();
+        // As a crash leaves it before the address was given.
+        late.world.run(|| output("ip", "addr flush dev eth1"));
+        node.networks.join(&namespace, &joined).unwrap();
+        node.networks.join(&namespace, &joined).unwrap();
+        assert!(late.world.ask(web.address()).is_some());
+        let routes = || late.world.run(|| output("ip", "route"));
+        assert_eq!(routes().matches("default").count(), 1);
+
+        let first = &late.endpoint;
+        node.networks
+            .leave(&namespace, first, std::slice::from_ref(&joined))
+            .unwrap();
+        node.networks.disconnect("late", first);
+        assert!(routes().contains("default via 10.99.0.1"), "{}", routes());
+        node.networks.leave(&namespace, &joined, &[]).unwrap();
+        node.networks.disconnect("late", &joined);
+        assert_eq!(late.world.ask_in_vain(web.address()), None);
+        assert!(
+            node.networks
+                .connect("next", "other", Some(joined.address), None)
+                .is_ok()
+        );
+    });
+}
+
+#[test]
 fn create_refuses_in_dockers_words() {
     in_world(|| {
         let _lan = lan();
