@@ -47,6 +47,10 @@ pub(crate) const TEST: &[Need] = &[
         packages: &["python3"],
     },
     Need {
+        what: What::Program("docker-registry"),
+        packages: &["docker-registry"],
+    },
+    Need {
         what: What::Program("mmdebstrap"),
         packages: &["mmdebstrap"],
     },

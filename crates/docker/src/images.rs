@@ -22,12 +22,10 @@ use tokio::sync::mpsc;
 const LIST_FILTERS: &[&str] = &["dangling", "label", "before", "since", "reference", "until"];
 const PRUNE_FILTERS: &[&str] = &["dangling", "label", "label!", "until"];
 /// Pieces of an archive on their way to the client, and their size.
-const PIECES_AHEAD: usize = 8;
+pub(crate) const PIECES_AHEAD: usize = 8;
 const PIECE: usize = 128 << 10;
 /// A line of progress at most every so many bytes of a layer.
 const PROGRESS_STEP: u64 = 1 << 20;
-
-const NO_REGISTRY: &str = "pulling from a registry is not part of this build yet; bring images in with docker load or docker import";
 
 pub(crate) async fn list(call: Call) -> Result<Reply> {
     let query = call.query();
@@ -283,7 +281,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .context(|| "waiting for blocking work".into())?
 }
 
-fn publish(engine: &Engine, name: &str, action: &str) {
+pub(crate) fn publish(engine: &Engine, name: &str, action: &str) {
     let Ok(image) = engine.images().get(name) else {
         return;
     };
@@ -417,7 +415,7 @@ pub(crate) async fn load(mut call: Call) -> Result<Reply> {
 pub(crate) async fn create(mut call: Call) -> Result<Reply> {
     let query = call.query();
     match query.get("fromSrc") {
-        "" => return Err(unsupported(NO_REGISTRY)),
+        "" => return crate::transfer::pull(call).await,
         "-" => {}
         _ => {
             return Err(unsupported(
@@ -526,22 +524,9 @@ impl Write for Pieces {
     }
 }
 
-pub(crate) async fn push(call: Call) -> Result<Reply> {
-    call.engine.images().get(&call.name)?;
-    Err(unsupported(
-        "pushing to a registry is not part of this build yet; take images out with docker save",
-    ))
-}
-
 pub(crate) async fn search(_call: Call) -> Result<Reply> {
     Err(unsupported(
         "searching a registry is not part of this build yet",
-    ))
-}
-
-pub(crate) async fn distribution(_call: Call) -> Result<Reply> {
-    Err(unsupported(
-        "asking a registry is not part of this build yet",
     ))
 }
 

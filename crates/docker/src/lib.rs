@@ -29,6 +29,7 @@ mod routes;
 mod server;
 mod stream;
 mod system;
+mod transfer;
 mod volumes;
 mod websocket;
 

@@ -5,7 +5,7 @@
 
 use crate::call::Call;
 use crate::reply::Reply;
-use crate::{archive, containers, events, exec, images, networks, system, volumes};
+use crate::{archive, containers, events, exec, images, networks, system, transfer, volumes};
 use gantry_base::Result;
 use gantry_docker_api::query;
 use http::Method;
@@ -41,7 +41,7 @@ static TABLE: &[Route] = routes! {
     GET "/info" => system::info,
     GET "/system/df" => system::disk_usage,
     GET "/events" => events::stream,
-    POST "/auth" => system::auth,
+    POST "/auth" => transfer::auth,
 
     GET "/containers/json" => containers::list,
     POST "/containers/create" => containers::create,
@@ -91,9 +91,9 @@ static TABLE: &[Route] = routes! {
     GET "/images/" .. "/json" => images::inspect,
     GET "/images/" .. "/history" => images::history,
     POST "/images/" .. "/tag" => images::tag,
-    POST "/images/" .. "/push" => images::push,
+    POST "/images/" .. "/push" => transfer::push,
     DELETE "/images/" .. "" => images::remove,
-    GET "/distribution/" .. "/json" => images::distribution,
+    GET "/distribution/" .. "/json" => transfer::distribution,
     POST "/build" => images::build,
     POST "/build/prune" => images::build_prune,
     POST "/build/cancel" => images::build,

@@ -371,12 +371,6 @@ pub(crate) async fn disk_usage(call: Call) -> Result<Reply> {
     Ok(Reply::json(&document))
 }
 
-pub(crate) async fn auth(_call: Call) -> Result<Reply> {
-    Err(unsupported(
-        "logging in to a registry is not part of this build yet",
-    ))
-}
-
 pub(crate) async fn not_a_manager(_call: Call) -> Result<Reply> {
     Err(Error::new(
         ErrorKind::Unavailable,

@@ -43,12 +43,12 @@ const LINK_HOPS: usize = 8;
 
 /// A file of the archive.
 pub(crate) struct Item {
-    content: Content,
-    size: u64,
-    digest: Digest,
+    pub(crate) content: Content,
+    pub(crate) size: u64,
+    pub(crate) digest: Digest,
 }
 
-enum Content {
+pub(crate) enum Content {
     Memory(Vec<u8>),
     Spooled {
         spool: Arc<Spool>,
@@ -756,7 +756,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// The keys of the image's layers, base first. What is neither known nor unpacked yet is unpacked now.
-    fn chain(
+    pub(crate) fn chain(
         &mut self,
         image: &NewImage,
         layers: &[usize],
@@ -896,7 +896,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// The manifest that came with the image is true of what the store will hold.
-    fn holds_blobs(&self, keys: &[String], layers: &[usize], items: &[Item]) -> bool {
+    pub(crate) fn holds_blobs(&self, keys: &[String], layers: &[usize], items: &[Item]) -> bool {
         keys.iter()
             .zip(layers)
             .all(|(key, &at)| self.is_blob_of(key, &items[at].digest))

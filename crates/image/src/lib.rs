@@ -3,7 +3,8 @@
 //! archive --load--> blobs (content store) --unpack--> layers --prepare--> snapshot (overlay folders) --> runtime
 //!
 //! Start with [`Store`]; `archive` reads what `docker save` and OCI tools write; `layer` extracts one tar safely;
-//! `store` owns rows, files and what may be freed. Not here: running anything, HTTP.
+//! `store` owns rows, files and what may be freed; `remote` speaks with registries for `pull` and `push`. Not here: running anything,
+//! serving HTTP.
 //!
 //! ```text
 //! D/images/blobs/sha256/<hex>     configs, manifests and layer tars as they came in (verified, synced)
@@ -27,12 +28,18 @@
 
 mod archive;
 mod layer;
+mod pull;
+mod push;
+mod remote;
 mod remove;
 mod save;
 mod single;
 mod spool;
 mod store;
 pub mod tarstream;
+
+pub use pull::Resolved;
+pub use remote::Credentials;
 
 use gantry_base::{Error, Result, db::Db};
 use gantry_oci::{Digest, Reference, image::ImageConfig};
@@ -76,6 +83,49 @@ pub struct LayerRef {
 pub struct Loaded {
     pub id: Digest,
     pub reference: Option<Reference>,
+}
+
+/// What a pull tells of a layer, by its blob's digest.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'a> {
+    Waiting(&'a Digest),
+    Exists(&'a Digest),
+    /// Bytes so far, and of all.
+    Downloading(&'a Digest, u64, u64),
+    Downloaded(&'a Digest),
+    Complete(&'a Digest),
+}
+
+/// What a push tells of a layer, by its diff ID.
+#[derive(Debug, Clone, Copy)]
+pub enum PushProgress<'a> {
+    Preparing(&'a Digest),
+    Exists(&'a Digest),
+    /// Mounted from this repository of the registry.
+    Mounted(&'a Digest, &'a str),
+    /// Bytes so far, and of all.
+    Pushing(&'a Digest, u64, u64),
+    Pushed(&'a Digest),
+}
+
+/// What a pull brought.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    pub id: Digest,
+    /// Of the document that the name led to.
+    pub digest: Digest,
+    pub reference: Reference,
+    /// The name meant another image before, or none.
+    pub is_new: bool,
+}
+
+/// What a push left in the registry.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    pub tag: String,
+    pub digest: Digest,
+    /// Of the manifest.
+    pub size: u64,
 }
 
 /// A line of `rmi`'s answer.
@@ -145,6 +195,50 @@ impl Store {
         progress: &mut dyn FnMut(&Digest, u64),
     ) -> Result<Vec<Loaded>> {
         archive::load(&self.0, archive, progress)
+    }
+
+    /// Asks the registry what a name means; nothing is fetched yet. `platform`: empty for this machine's, or `linux/arm64`.
+    /// Errors in Docker's words: `manifest for … not found: …`, `pull access denied for …`.
+    pub async fn resolve(
+        reference: &Reference,
+        platform: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<Resolved> {
+        pull::resolve(reference, platform, credentials).await
+    }
+
+    /// `docker pull` of what was resolved. Blocks; `runtime` carries the connections.
+    pub fn pull(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        resolved: &Resolved,
+        progress: &(dyn Fn(Progress<'_>) + Sync),
+    ) -> Result<Pulled> {
+        pull::pull(&self.0, runtime, resolved, progress)
+    }
+
+    /// `docker push` of one tag. Blocks; `runtime` carries the connections.
+    pub fn push(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+        progress: &(dyn Fn(PushProgress<'_>) + Sync),
+    ) -> Result<Pushed> {
+        push::push(&self.0, runtime, reference, credentials, progress)
+    }
+
+    /// `docker login`: asks the registry whether it knows the credentials.
+    pub async fn login(domain: &str, credentials: Credentials) -> Result<()> {
+        let reference = Reference {
+            domain: domain.to_owned(),
+            path: String::new(),
+            tag: None,
+            digest: None,
+        };
+        let remote =
+            remote::Remote::connect(&reference, remote::Access::Pull, Some(credentials)).await?;
+        remote.check().await
     }
 
     /// `docker import`: a root file system tar (plain, gzip, zstd) becomes a one-layer image. `config` is the run
@@ -304,6 +398,19 @@ impl Image {
             .and_then(|text| text.parse::<jiff::Timestamp>().ok())
             .map_or(0, |time| i64::try_from(time.as_nanosecond()).unwrap_or(0))
     }
+}
+
+/// The image's other repositories on the registry of `reference`.
+fn image_tags(image: &Image, reference: &Reference) -> Vec<String> {
+    let mut paths: Vec<String> = image
+        .tags
+        .iter()
+        .filter(|tag| tag.domain == reference.domain && tag.path != reference.path)
+        .map(|tag| tag.path.clone())
+        .collect();
+    paths.sort();
+    paths.dedup();
+    paths
 }
 
 fn seconds(text: &str) -> i64 {

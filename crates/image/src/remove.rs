@@ -47,7 +47,7 @@ fn plan(facts: &Facts<'_>) -> Result<Plan> {
     } = *facts;
     if let Some(tag) = named {
         if !force
-            && image.tags.len() <= 1
+            && single_reference(&image.tags)
             && let Some((container, _)) = containers.first()
         {
             return Err(Error::conflict(format!(
@@ -58,14 +58,19 @@ fn plan(facts: &Facts<'_>) -> Result<Plan> {
             )));
         }
         // What stands in the way of the deletion now only means that the image stays, without the name.
-        let last = image.tags.iter().all(|t| t == tag);
+        let mut untag = vec![tag.clone()];
+        let same = |t: &&Reference| t.same_repository(tag) && *t != tag;
+        if tag.digest.is_none() && image.tags.iter().filter(same).all(|t| t.digest.is_some()) {
+            untag.extend(image.tags.iter().filter(same).cloned());
+        }
+        let last = image.tags.iter().all(|t| untag.contains(t));
         return Ok(Plan {
-            untag: vec![tag.clone()],
+            untag,
             delete: last && hindrance(facts, 0).is_none(),
         });
     }
     // One tag goes together with the ID that was named; several are a reason to ask for force.
-    let references = if image.tags.len() <= 1 {
+    let references = if single_reference(&image.tags) {
         0
     } else {
         image.tags.len()
@@ -77,6 +82,14 @@ fn plan(facts: &Facts<'_>) -> Result<Plan> {
             delete: true,
         }),
     }
+}
+
+/// Docker: `isSingleReference`. All names are of one repository, and at most one is a tag.
+fn single_reference(names: &[Reference]) -> bool {
+    names.iter().filter(|name| name.digest.is_none()).count() <= 1
+        && names
+            .windows(2)
+            .all(|pair| pair[0].same_repository(&pair[1]))
 }
 
 /// Docker: `checkImageDeleteConflict`, in its order.

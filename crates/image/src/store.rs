@@ -88,7 +88,7 @@ pub(crate) struct State {
 
 pub(crate) struct Inner {
     pub(crate) dir: PathBuf,
-    db: Db,
+    pub(crate) db: Db,
     state: RwLock<State>,
     /// Held while rows change, so that file, row and memory change together. Never held while an archive is read.
     publish: Mutex<()>,
@@ -783,8 +783,13 @@ impl State {
         if let Some(digest) = &reference.digest {
             // `name@digest` names a manifest (or, for what was never pushed, the ID) within that repository.
             return self.visible_images().find(|image| {
-                (image.manifest.as_ref() == Some(digest) || image.id == *digest)
-                    && image.tags.iter().any(|tag| tag.same_repository(reference))
+                let named = |tag: &&Reference| tag.same_repository(reference);
+                let is_it = image.manifest.as_ref() == Some(digest) || image.id == *digest;
+                image
+                    .tags
+                    .iter()
+                    .filter(named)
+                    .any(|tag| is_it || tag.digest.as_ref() == Some(digest))
             });
         }
         let (_, id) = self.tags.get(&reference.clone().or_latest().canonical())?;

@@ -13,6 +13,7 @@ mod front;
 mod instance;
 mod network;
 mod networks;
+mod registry_clients;
 mod survival;
 mod verbs;
 
