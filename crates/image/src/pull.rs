@@ -428,7 +428,9 @@ fn fetch_all(
                         progress,
                     )) {
                         Ok(item) => {
-                            fetched.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(item)
+                            // Outside the runtime: the listener may block.
+                            progress(Progress::Downloaded(&descriptor.digest));
+                            fetched.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(item);
                         }
                         Err(error) => {
                             failed
@@ -496,7 +498,6 @@ async fn fetch(
     if actual != *digest || size != descriptor.size {
         return Err(damaged(digest));
     }
-    progress(Progress::Downloaded(digest));
     let (codec, slot) = match started {
         Some((codec, slot)) => (codec, Some(slot)),
         None => (Codec::Plain, None),
