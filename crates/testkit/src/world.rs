@@ -401,14 +401,22 @@ impl Drop for World {
     }
 }
 
-/// Every process with its terminal's foreground group and what it sleeps in, for the report of a test that failed.
+/// The processes that may be part of a test that failed: each with its terminal's foreground group and what it sleeps in.
 fn processes() -> String {
     let format = "pid,ppid,pgid,tpgid,tty,stat,wchan:24,etimes,args";
-    let listed = Command::new("ps").args(["-ewwo", format]).output();
-    listed.map_or_else(
-        |error| format!("ps: {error}"),
-        |done| String::from_utf8_lossy(&done.stdout).into_owned(),
-    )
+    let listed = match Command::new("ps").args(["-eww", "-o", format]).output() {
+        Ok(done) => String::from_utf8_lossy(&done.stdout).into_owned(),
+        Err(error) => return format!("ps: {error}"),
+    };
+    let ours = |line: &&str| {
+        ["gantry", "docker", "script -q"]
+            .iter()
+            .any(|word| line.contains(word))
+            && !line.contains("rustc")
+    };
+    let cut = |line: &str| line.chars().take(200).collect::<String>();
+    let lines: Vec<_> = listed.lines().filter(ours).map(cut).take(100).collect();
+    lines.join("\n")
 }
 
 /// A process that holds a new network namespace with its loopback up.
