@@ -53,14 +53,19 @@ pub(super) fn claim(globals: &Globals, id: &str) -> Result<PathBuf, Failure> {
     check_id(id)?;
     let directory = globals.root.join(id);
     let make = || fs::DirBuilder::new().mode(0o711).create(&directory);
-    match make() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&globals.root)?;
-            make()?;
-        }
+    let mut made = make();
+    if made
+        .as_ref()
+        .is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&globals.root)?;
+        // Somebody else may have made both by now.
+        made = make();
+    }
+    match made {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             return Err(Failure::new(format!(
                 "container with given ID already exists: {id}"
