@@ -404,21 +404,14 @@ fn from_output(evidence: &Evidence) -> Option<Verdict> {
             advice: advice.to_owned(),
         })
     };
-    if let Some(line) = said("error while loading shared libraries: ") {
+    // glibc's loader and musl's.
+    for words in [
+        "error while loading shared libraries: ",
+        "Error loading shared library ",
+    ] {
+        let Some(line) = said(words) else { continue };
         let library = line
-            .split("shared libraries: ")
-            .nth(1)
-            .and_then(|rest| rest.split(':').next())
-            .unwrap_or_default();
-        return verdict(
-            "missing-library",
-            format!("the program needs the library {library}, which is not in the image"),
-            "install the package that has it",
-        );
-    }
-    if let Some(line) = said("Error loading shared library ") {
-        let library = line
-            .split("shared library ")
+            .split(words)
             .nth(1)
             .and_then(|rest| rest.split(':').next())
             .unwrap_or_default();

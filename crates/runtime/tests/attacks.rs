@@ -14,50 +14,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use world::{PROGRAM, Ran, World, no_change};
 
-const EVERY_CAPABILITY: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
-
 #[cfg(target_arch = "x86_64")]
 mod number {
     pub(crate) const KEYCTL: i64 = 250;
@@ -111,7 +67,7 @@ fn privileged(spec: &mut Value) {
         "inheritable",
         "ambient",
     ] {
-        spec["process"]["capabilities"][set] = json!(EVERY_CAPABILITY[..]);
+        spec["process"]["capabilities"][set] = json!(gantry_linux::capabilities::NAMES[..]);
     }
     spec["process"]["noNewPrivileges"] = json!(false);
     spec["root"]["readonly"] = json!(false);
