@@ -218,6 +218,9 @@ fn a_terminal() {
         words.join(" ")
     );
     // The client's own limit ends the client; this one ends script(1), should that be what hangs.
+    // `exec`, because timeout(1) moves to a process group of its own unless it leads the session:
+    // below a shell that stays (dash does, bash does not), the client would be in the background
+    // of its terminal and stop at the first tcsetattr(3).
     let mut command = Command::new("timeout");
     command.args([
         "--kill-after=5",
@@ -226,7 +229,7 @@ fn a_terminal() {
         "-q",
         "-e",
         "-c",
-        &format!("stty rows 33 cols 111; {line}"),
+        &format!("stty rows 33 cols 111; exec {line}"),
         "/dev/null",
     ]);
     for (name, value) in client.get_envs() {
