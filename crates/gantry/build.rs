@@ -1,8 +1,7 @@
 //! Builds the static program `gantry-runtime` and hands its path to `src/runtime_program.rs`, which carries it.
-//!
-//! It is a second cargo run, because it wants what one run cannot mix: another profile (small, no unwinding), another
-//! target feature (`crt-static`: no dynamic loader inside a container's mount namespace) and its own feature set. It uses the
-//! same lock file and its own target directory, so it neither waits for this build's lock nor disturbs its cache.
+
+#[path = "../runtime/static_program.rs"]
+mod static_program;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +21,14 @@ fn main() {
         println!("cargo:rerun-if-changed={}", root.join(source).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
+    // A target that is added to the toolchain may be the better one.
+    if let Ok(found) = Command::new(env("RUSTC"))
+        .args(["--print", "sysroot"])
+        .output()
+    {
+        let sysroot = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+        println!("cargo:rerun-if-changed={sysroot}/lib/rustlib");
+    }
 
     let triple = env("TARGET");
     // A debug build of the workspace takes the quick variant: the same code without link-time optimisation.
@@ -38,31 +45,7 @@ fn main() {
         .expect("OUT_DIR lies four folders below the target directory")
         .join("runtime");
 
-    let mut cargo = Command::new(env("CARGO"));
-    cargo
-        .current_dir(&root)
-        .args(["build", "--locked", "-p", "gantry-runtime"])
-        .args(["--bin", "gantry-runtime"])
-        .args(["--profile", profile, "--target", &triple])
-        .arg("--target-dir")
-        .arg(&target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    // What the outer cargo (or clippy, or a coverage tool) set for its own compilations is not meant for this one.
-    for name in [
-        "CARGO_ENCODED_RUSTFLAGS",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "CLIPPY_ARGS",
-        "CARGO_TARGET_DIR",
-        "CARGO_BUILD_TARGET",
-        "CARGO_BUILD_TARGET_DIR",
-        "CARGO_BUILD_RUSTFLAGS",
-    ] {
-        cargo.env_remove(name);
-    }
-    let status = cargo.status().expect("cargo can be started");
-    assert!(status.success(), "building gantry-runtime failed");
-
-    let program = target.join(&triple).join(profile).join("gantry-runtime");
+    let program = static_program::build_static_program(&env("CARGO"), &root, profile, &target);
     println!(
         "cargo:rustc-env=GANTRY_RUNTIME_PROGRAM={}",
         program.display()

@@ -70,6 +70,16 @@ fn must(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn digest(file: &Path) -> anyhow::Result<String> {
+    let sum = Command::new("sha256sum")
+        .arg(file)
+        .output()
+        .context("starting sha256sum")?;
+    let sum = String::from_utf8_lossy(&sum.stdout);
+    let sum = sum.split_whitespace().next().unwrap_or_default();
+    Ok(format!("sha256:{sum}"))
+}
+
 /// Puts the static program beside `target/release/gantry`, after comparing it with the copy that `gantry` carries.
 fn dist() -> anyhow::Result<()> {
     let release = root().join("target/release");
@@ -79,28 +89,24 @@ fn dist() -> anyhow::Result<()> {
         .context("asking target/release/gantry for its version")?;
     let version: serde_json::Value =
         serde_json::from_slice(&version.stdout).context("reading gantry's version")?;
-    let target = version["target"]
-        .as_str()
-        .context("gantry names no target")?;
     let carried = version["runtimeDigest"]
         .as_str()
         .context("gantry names no runtime digest")?;
-    let built = root()
-        .join("target/runtime")
-        .join(target)
-        .join("runtime/gantry-runtime");
-    let sum = Command::new("sha256sum")
-        .arg(&built)
-        .output()
-        .context("starting sha256sum")?;
-    let sum = String::from_utf8_lossy(&sum.stdout);
-    let sum = sum.split_whitespace().next().unwrap_or_default();
-    if carried != format!("sha256:{sum}") {
-        bail!(
-            "target/release/gantry carries {carried}, but {} is sha256:{sum}; build again",
-            built.display()
-        );
+    // One folder per target that it was ever built for.
+    let folder = root().join("target/runtime");
+    let mut built = None;
+    for entry in std::fs::read_dir(&folder).context("reading target/runtime")? {
+        let program = entry?.path().join("runtime/gantry-runtime");
+        if program.exists() && carried == digest(&program)? {
+            built = Some(program);
+        }
     }
+    let Some(built) = built else {
+        bail!(
+            "target/release/gantry carries {carried}, which is nowhere in {}; build again",
+            folder.display()
+        );
+    };
     // A new file, then a rename: the old one may be running.
     let place = release.join("gantry-runtime");
     let fresh = release.join(".gantry-runtime.new");

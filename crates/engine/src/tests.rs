@@ -4,6 +4,8 @@
 
 mod files;
 mod lives;
+#[path = "../../runtime/static_program.rs"]
+mod static_program;
 
 use crate::container::State;
 use crate::{Attach, CreateVolume, Engine, ExecStart, Remove, Settings, Stream, WaitCondition};
@@ -31,17 +33,13 @@ fn program() -> &'static [u8] {
         // <target>/<profile>/deps/<this test>
         let this = std::env::current_exe().unwrap();
         let target = this.ancestors().nth(3).unwrap().join("runtime");
-        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-        let built = Command::new(env!("CARGO"))
-            .current_dir(root)
-            .args(["build", "--locked", "-q", "-p", "gantry-runtime"])
-            .args(["--profile", "runtime-dev", "--target", &triple])
-            .arg("--target-dir")
-            .arg(&target)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .status();
-        assert!(built.unwrap().success(), "building gantry-runtime");
-        std::fs::read(target.join(triple).join("runtime-dev/gantry-runtime")).unwrap()
+        std::fs::read(static_program::build_static_program(
+            env!("CARGO"),
+            &root,
+            "runtime-dev",
+            &target,
+        ))
+        .unwrap()
     })
 }
 

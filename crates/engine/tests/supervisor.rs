@@ -1,5 +1,8 @@
 //! Supervisors through the real static program: what is promised to the engine, with real containers. Needs root.
 
+#[path = "../../runtime/static_program.rs"]
+mod static_program;
+
 use bytes::Bytes;
 use gantry_engine::supervisor::{
     Adopted, ExecSession, Handle, Out, Output, Spawner, StartError, Stream, adopt, stream_pair,
@@ -17,7 +20,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -44,17 +46,13 @@ fn program() -> &'static [u8] {
         // <target>/<profile>/deps/<this test>
         let this = std::env::current_exe().unwrap();
         let target = this.ancestors().nth(3).unwrap().join("runtime");
-        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-        let built = Command::new(env!("CARGO"))
-            .current_dir(root)
-            .args(["build", "--locked", "-q", "-p", "gantry-runtime"])
-            .args(["--profile", "runtime-dev", "--target", &triple])
-            .arg("--target-dir")
-            .arg(&target)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .status();
-        assert!(built.unwrap().success(), "building gantry-runtime");
-        fs::read(target.join(triple).join("runtime-dev/gantry-runtime")).unwrap()
+        fs::read(static_program::build_static_program(
+            env!("CARGO"),
+            &root,
+            "runtime-dev",
+            &target,
+        ))
+        .unwrap()
     })
 }
 

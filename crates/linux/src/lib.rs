@@ -4,6 +4,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod conntrack;
 pub mod dirfd;
+pub mod entry;
 pub mod ipc;
 pub mod landlock;
 pub mod mount;
