@@ -13,7 +13,6 @@ use bytes::Bytes;
 use gantry_base::{ErrorKind, Result};
 use gantry_docker_api::create::{CreateContainer, ExecConfig};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
