@@ -1,11 +1,14 @@
 //! Kubernetes documents and their pure rules. Objects stay JSON documents; a table of the types says what their fields are.
 //!
 //! document + patch --[`patch`]--> document
+//! document         --[`defaults`]--> document with what Kubernetes fills in
+//! document (+ old) --[`validate`]--> faults, each with reason and path --[`field`]--> `Status`
 //! document, table  --[`schema`]--> fields that no type has
 //! labels           --[`selector`]--> chosen or not
 //!
-//! Start with [`schema::Schema::of`]; [`patch::strategic`] walks the same table.
-//! Not here: I/O, storage, HTTP. Not yet here: server-side apply, defaulting, validation of values, printed columns.
+//! Start with [`schema::Schema::of`]; [`patch::strategic`] and [`defaults::apply`] walk the same table. [`resources`] says how
+//! kinds are called in paths.
+//! Not here: I/O, storage, HTTP. Not yet here: server-side apply, printed columns.
 //!
 //! Invariants
 //! * A patch that fails leaves no half-changed document: each takes a document and gives back another.
@@ -13,6 +16,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cron;
+pub mod defaults;
+pub mod field;
+pub mod names;
 pub mod patch;
+pub mod quantity;
+pub mod resources;
 pub mod schema;
 pub mod selector;
+pub mod validate;
+mod view;

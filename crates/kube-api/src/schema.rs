@@ -38,6 +38,9 @@ pub struct Schema {
     items: Option<Box<Schema>>,
     values: Option<Box<Schema>>,
     fields: BTreeMap<String, Schema>,
+    one_of: Vec<String>,
+    /// Only schemas of custom resources have one.
+    default: Value,
 }
 
 /// A type's name in the API.
@@ -94,8 +97,29 @@ impl Schema {
         table().by_gvk.keys()
     }
 
+    /// The full name of the type of `kind` in `api_version`, as `io.k8s.api.core.v1.Pod`.
+    pub fn name_of(api_version: &str, kind: &str) -> Option<&'static str> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let gvk = Gvk {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            kind: kind.to_owned(),
+        };
+        table().by_gvk.get(&gvk).map(String::as_str)
+    }
+
+    /// The type with a full name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        table().types.get(name)
+    }
+
+    /// The full name of the type that this field refers to; `None` when its schema stands here.
+    pub fn type_name(&self) -> Option<&str> {
+        self.reference.as_deref()
+    }
+
     /// The type behind a reference, or itself.
-    pub fn resolved(&'static self) -> &'static Self {
+    pub fn resolved(&self) -> &Self {
         match &self.reference {
             Some(name) => table().types.get(name).unwrap_or(self),
             None => self,
@@ -103,14 +127,72 @@ impl Schema {
     }
 
     /// The schema of a field of an object, or of a value of a map.
-    pub fn field(&'static self, name: &str) -> Option<&'static Self> {
+    pub fn field(&self, name: &str) -> Option<&Self> {
         let schema = self.resolved();
         schema.fields.get(name).or(schema.values.as_deref())
     }
 
+    /// The fields that have a name of their own, in order.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &Self)> {
+        let fields = &self.resolved().fields;
+        fields.iter().map(|(name, schema)| (name.as_str(), schema))
+    }
+
+    /// Whether it is an object with named fields (not a map and not free-form).
+    pub fn is_struct(&self) -> bool {
+        !self.resolved().fields.is_empty()
+    }
+
+    /// The schema of a map's values.
+    pub fn values(&self) -> Option<&Self> {
+        self.resolved().values.as_deref()
+    }
+
     /// The schema of a list's items.
-    pub fn items(&'static self) -> Option<&'static Self> {
+    pub fn items(&self) -> Option<&Self> {
         self.resolved().items.as_deref()
+    }
+
+    /// How server-side apply treats the list: what the field says, else what its type says, else `atomic`.
+    pub fn list_kind(&self) -> &str {
+        let own = self.list_type.as_deref();
+        own.or(self.resolved().list_type.as_deref())
+            .unwrap_or("atomic")
+    }
+
+    /// The fields that name an item of a list of type `map`.
+    pub fn map_keys(&self) -> &[String] {
+        if self.list_map_keys.is_empty() {
+            &self.resolved().list_map_keys
+        } else {
+            &self.list_map_keys
+        }
+    }
+
+    /// Whether server-side apply owns the object or map as one value.
+    pub fn is_atomic_map(&self) -> bool {
+        let own = self.map_type.as_deref();
+        own.or(self.resolved().map_type.as_deref()) == Some("atomic")
+    }
+
+    /// What a key of a list item counts as when the item does not say: the table's source has no defaults,
+    /// and in Kubernetes only ports have one in a key.
+    pub fn key_default(&self, key: &str) -> Option<Value> {
+        let has_port = || {
+            let fields = &self.resolved().fields;
+            fields.contains_key("containerPort") || fields.contains_key("targetPort")
+        };
+        if let Some(default) = self.resolved().fields.get(key).map(|f| &f.default)
+            && !default.is_null()
+        {
+            return Some(default.clone());
+        }
+        (key == "protocol" && has_port()).then(|| Value::from("TCP"))
+    }
+
+    /// The kinds of JSON that a type without one kind may be (`string` and `integer`…).
+    pub fn one_of(&self) -> &[String] {
+        &self.resolved().one_of
     }
 
     /// Whether the field's strategic merge says `word` (`merge`, `replace`, `retainKeys`).
@@ -120,13 +202,13 @@ impl Schema {
     }
 
     /// Fields of `document` that the type does not have, as `spec.containers[0].imagee`; at most [`UNKNOWN_LIMIT`].
-    pub fn unknown_fields(&'static self, document: &Value) -> Vec<String> {
+    pub fn unknown_fields(&self, document: &Value) -> Vec<String> {
         let mut found = Vec::new();
         self.unknown(document, "", &mut found);
         found
     }
 
-    fn unknown(&'static self, value: &Value, path: &str, found: &mut Vec<String>) {
+    fn unknown(&self, value: &Value, path: &str, found: &mut Vec<String>) {
         let schema = self.resolved();
         match value {
             Value::Object(object) if !schema.fields.is_empty() || schema.values.is_some() => {
