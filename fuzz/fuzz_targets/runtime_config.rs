@@ -19,7 +19,7 @@ fuzz_target!(|text: &[u8]| {
     };
     let _ = validate::warnings(&spec);
     if let Err(sentence) = validate::bundle(&spec) {
-        return refused(sentence.replace('\n', " "));
+        return refused(sentence);
     }
     if let Some(profile) = spec.linux.as_ref().and_then(|l| l.seccomp.as_ref()) {
         let _ = gantry_runtime::seccomp::compile(profile);

@@ -97,10 +97,10 @@ fn read<T: DeserializeOwned>(text: &[u8], base: &str, name: &str) -> Result<T, S
             Some(end) if !error.is_syntax() && !error.is_eof() => &sentence[..end],
             _ => &sentence,
         };
-        match place.is_empty() {
+        one_line(match place.is_empty() {
             true => format!("{name}: {sentence}"),
             false => format!("{place}: {sentence}"),
-        }
+        })
     })?;
     let mut refused = None;
     Walk::over(text, base, text.len(), |walk, found| {
@@ -111,13 +111,28 @@ fn read<T: DeserializeOwned>(text: &[u8], base: &str, name: &str) -> Result<T, S
         };
         let place = walk.place();
         let place = if place.is_empty() { name } else { &place };
-        refused = Some(format!("{place}: {why}"));
+        refused = Some(one_line(format!("{place}: {why}")));
         false
     });
     match refused {
         None => Ok(parsed),
         Some(sentence) => Err(sentence),
     }
+}
+
+/// A sentence that quotes a document stays one line, and no terminal takes orders from it.
+pub(crate) fn one_line(sentence: String) -> String {
+    if !sentence.contains(char::is_control) {
+        return sentence;
+    }
+    let mut line = String::with_capacity(sentence.len() + 16);
+    for letter in sentence.chars() {
+        match letter.is_control() {
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
+        }
+    }
+    line
 }
 
 fn is_object(pattern: &str) -> bool {
@@ -324,6 +339,14 @@ mod tests {
             (
                 "{\"process\":{\"args\":[\"x\"",
                 "process.args[0]: EOF while parsing a list at line 1 column 23",
+            ),
+            (
+                r#"{"linux":{"namespaces":[{"type":"a\u001b[2J\nb"}]}}"#,
+                "linux.namespaces[0].type: unknown variant `a\\u{1b}[2J\\nb`, expected one of `pid`, `network`, `mount`, `ipc`, `uts`, `user`, `cgroup`, `time`",
+            ),
+            (
+                "{\"a\nb\": 1}",
+                "a\\n: control character (\\u0000-\\u001F) found while parsing a string at line 2 column 0",
             ),
             (
                 r#"{"hostname":"x"} y"#,

@@ -6,7 +6,7 @@
 //!
 //! Every sentence begins with the field's name; where runc refuses the same, its words follow, because engines look for them.
 
-use crate::{mounts, process, seccomp};
+use crate::{document, mounts, process, seccomp};
 use gantry_linux::capabilities;
 use gantry_oci::runtime::{
     Device, DeviceRule, Hook, IdMapping, Linux, LinuxNamespace, Mount, NamespaceKind, Process,
@@ -18,7 +18,7 @@ use std::path::Path;
 type Check = Result<(), String>;
 
 fn refuse(field: impl Display, why: impl Display) -> Check {
-    Err(format!("{field}: {why}"))
+    Err(document::one_line(format!("{field}: {why}")))
 }
 
 /// What a bundle's document must hold beyond what [`spec`] asks of every container.
@@ -92,7 +92,7 @@ pub(crate) fn spec(spec: &Spec) -> Check {
         None => return refuse("process", "process property must not be empty"),
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
-        self::mount(mount).map_err(|(part, why)| format!("mounts[{index}].{part}: {why}"))?;
+        self::mount(mount).or_else(|(part, why)| refuse(format!("mounts[{index}].{part}"), why))?;
     }
     if let Some(hooks) = &spec.hooks {
         for (kind, hooks) in [
@@ -426,7 +426,7 @@ fn linux(linux: &Linux) -> Check {
         self::resources(resources)?;
     }
     if let Some(profile) = &linux.seccomp {
-        seccomp::check(profile)?;
+        seccomp::check(profile).map_err(document::one_line)?;
     }
     Ok(())
 }
