@@ -13,7 +13,7 @@
 //! ```
 //! Start with [`launch`]; the right column is [`crate::init`], its last part [`crate::process`]; [`exec`] joins a running container.
 
-use crate::cgroup::{Cgroup, Join};
+use crate::cgroup::{self, Cgroup, Join};
 use crate::proto::{Link, Rootfs};
 use crate::seccomp::{self, Filter};
 use crate::{hooks, init, mounts, process, validate};
@@ -57,6 +57,8 @@ pub struct Options<'a> {
     pub cgroup: Option<&'a Cgroup>,
     /// A FIFO whose next byte releases the init, instead of [`Launched::start`]: for a caller that ends before.
     pub exec_fifo: Option<&'a Path>,
+    /// Joins a container whose cgroup is frozen, and waits until it is not. Otherwise that is refused.
+    pub ignore_frozen: bool,
 }
 
 /// Standard streams of a new process.
@@ -174,12 +176,17 @@ fn launch_in(launch: &Launch<'_>) -> Result<Launched, Failure> {
             cgroup,
             socket: launch.options.exec_fifo.is_none().then_some(child.socket),
         }),
-        Err(failure) => {
+        Err(mut failure) => {
+            if failure.text == EARLY_EXIT && cgroup.oom_kills() > 0 {
+                failure.text = "container init was OOM-killed (memory limit too low?)".to_owned();
+            }
             let _ = cgroup.remove();
             Err(failure)
         }
     }
 }
+
+const EARLY_EXIT: &str = "container init exited before it was ready";
 
 struct Child {
     pid: i32,
@@ -404,10 +411,7 @@ impl Child {
                 text: String::from_utf8_lossy(text).into_owned(),
                 plain: *plain == 1,
             }),
-            _ => Err(Failure::new(
-                128,
-                "container init exited before it was ready".to_owned(),
-            )),
+            _ => Err(Failure::new(128, EARLY_EXIT)),
         }
     }
 
@@ -524,6 +528,9 @@ fn exec_in(
             .below(below)
             .map_err(|e| Failure::new(128, e))?,
     };
+    if let (Some(directory), false) = (&join.frozen, options.ignore_frozen) {
+        return Err(Failure::new(128, cgroup::frozen(directory)));
+    }
     let (ours, theirs) = socket_pair()?;
     let rootless = !rustix::process::geteuid().is_root();
     if user && rootless {
@@ -548,7 +555,7 @@ fn exec_in(
             {
                 target
                     .cgroup
-                    .unified_of(target.pid)
+                    .unified_of(target.pid, options.ignore_frozen)
                     .and_then(|c| born_in(&c))
             }
             // Before 5.7 there is no CLONE_INTO_CGROUP.

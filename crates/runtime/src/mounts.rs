@@ -46,8 +46,11 @@ pub(crate) struct Parsed {
 /// Before the path of [`Parsed::subpath`] among a mount's options; ours, not the specification's.
 pub const SUBPATH: &str = "x-gantry-subpath=";
 
+/// `MS_REMOUNT`.
+const REMOUNT: u32 = 32;
+
 /// Name, `MS_` bit, `MOUNT_ATTR_` bit, whether the name sets or clears.
-const FLAGS: [(&str, u32, u64, bool); 25] = [
+const FLAGS: [(&str, u32, u64, bool); 26] = [
     ("ro", 1, attribute::RDONLY, true),
     ("rw", 1, attribute::RDONLY, false),
     ("nosuid", 2, attribute::NOSUID, true),
@@ -67,6 +70,7 @@ const FLAGS: [(&str, u32, u64, bool); 25] = [
     ("dirsync", 128, 0, true),
     ("silent", 32768, 0, true),
     ("loud", 32768, 0, false),
+    ("remount", REMOUNT, 0, true),
     ("iversion", 1 << 23, 0, true),
     ("noiversion", 1 << 23, 0, false),
     ("lazytime", 1 << 25, 0, true),
@@ -91,7 +95,8 @@ pub(crate) fn parse(options: &[String]) -> Parsed {
         let option = option.as_str();
         if let Some((_, ms, attr, set)) = FLAGS.iter().find(|f| f.0 == option) {
             if *set {
-                if *attr == 0 && option != "silent" {
+                // A bind is always made and then changed, which is all that is meant.
+                if *attr == 0 && !matches!(option, "silent" | "remount") {
                     parsed.of_file_system.push(option.to_owned());
                 }
                 parsed.flags |= ms;
@@ -371,6 +376,8 @@ pub(crate) fn mount_one(
         .and_then(|tree| bind(context, &tree, wanted, &parsed))
     } else if matches!(wanted.kind.as_str(), "cgroup" | "cgroup2") {
         mount_cgroup(context, wanted, &parsed)
+    } else if parsed.flags & REMOUNT != 0 {
+        remount(context, wanted, &parsed)
     } else {
         new_file_system(context, wanted, &parsed)
     };
@@ -438,6 +445,26 @@ fn new_file_system(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io
         propagate(&mounted, parsed)?;
     }
     Ok(())
+}
+
+/// Changes what is mounted at the destination already.
+fn remount(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::Result<()> {
+    let mounted = mount::open_in_root(context.root, Path::new(&wanted.destination), HANDLE)?;
+    if !parsed.data.is_empty() || !parsed.of_file_system.is_empty() {
+        let kind = CString::new(wanted.kind.as_str())?;
+        let data = CString::new(parsed.data.join(","))?;
+        let flags = Flags::from_bits_retain(parsed.flags as _);
+        mount::mount_at(Path::new(&wanted.source), &mounted, &kind, flags, &data)?;
+    }
+    // The mount alone where that is enough: the file system below may be the host's, too.
+    let change = Attributes {
+        set: parsed.set,
+        clear: parsed.clear,
+        ..Attributes::default()
+    };
+    mount::set_attributes(&mounted, false, &change)?;
+    set_recursive(&mounted, parsed)?;
+    propagate(&mounted, parsed)
 }
 
 fn set_recursive(mounted: &OwnedFd, parsed: &Parsed) -> io::Result<()> {

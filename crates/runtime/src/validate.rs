@@ -598,7 +598,12 @@ fn device(field: &str, device: &Device) -> Check {
                 }
             }
         }
-        other => return refuse(format!("{field}.type"), format!("unknown type {other:?}")),
+        other => {
+            return refuse(
+                format!("{field}.type"),
+                format!("invalid device type {other:?}"),
+            );
+        }
     }
     if device
         .file_mode
@@ -784,48 +789,58 @@ pub fn warnings(spec: &Spec) -> Vec<String> {
             ));
         }
     }
-    if let Some(sets) = spec.process.as_ref().and_then(|p| p.capabilities.as_ref()) {
-        let linux = spec.linux.as_ref();
-        // In a user namespace of its own a container's root has them all.
-        let own = linux.is_some_and(|l| l.namespace(NamespaceKind::User).is_some());
-        let held = match own {
-            true => u64::MAX,
-            false => capabilities::get().map_or(0, |sets| sets.permitted),
-        };
-        let mut missing: Vec<&str> = Vec::new();
-        for name in [
-            &sets.bounding,
-            &sets.effective,
-            &sets.inheritable,
-            &sets.permitted,
-            &sets.ambient,
-        ]
-        .into_iter()
-        .flatten()
-        {
-            let known = capabilities::bit(name).is_some_and(|bit| bit & held != 0);
-            if !known && !missing.contains(&name.as_str()) {
-                missing.push(name);
-            }
+    if let Some(process) = &spec.process {
+        warnings.extend(joining_warnings(process, spec));
+    }
+    warnings
+}
+
+/// The same for one process of a container.
+pub fn joining_warnings(process: &Process, spec: &Spec) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Some(sets) = &process.capabilities else {
+        return warnings;
+    };
+    let linux = spec.linux.as_ref();
+    // In a user namespace of its own a container's root has them all.
+    let own = linux.is_some_and(|l| l.namespace(NamespaceKind::User).is_some());
+    let held = match own {
+        true => u64::MAX,
+        false => capabilities::get().map_or(0, |sets| sets.permitted),
+    };
+    let mut missing: Vec<&str> = Vec::new();
+    for name in [
+        &sets.bounding,
+        &sets.effective,
+        &sets.inheritable,
+        &sets.permitted,
+        &sets.ambient,
+    ]
+    .into_iter()
+    .flatten()
+    {
+        let known = capabilities::bit(name).is_some_and(|bit| bit & held != 0);
+        if !known && !missing.contains(&name.as_str()) {
+            missing.push(name);
         }
-        if !missing.is_empty() {
-            warnings.push(format!(
-                "process.capabilities: ignoring unknown or unavailable capabilities: [{}]",
-                missing.join(" ")
-            ));
-        }
-        let unreachable: Vec<&str> = sets
-            .ambient
-            .iter()
-            .filter(|name| !sets.permitted.contains(name) || !sets.inheritable.contains(name))
-            .map(String::as_str)
-            .collect();
-        if !unreachable.is_empty() {
-            warnings.push(format!(
-                "process.capabilities.ambient: [{}] not both permitted and inheritable, so not ambient",
-                unreachable.join(" ")
-            ));
-        }
+    }
+    if !missing.is_empty() {
+        warnings.push(format!(
+            "process.capabilities: ignoring unknown or unavailable capabilities: [{}]",
+            missing.join(" ")
+        ));
+    }
+    let unreachable: Vec<&str> = sets
+        .ambient
+        .iter()
+        .filter(|name| !sets.permitted.contains(name) || !sets.inheritable.contains(name))
+        .map(String::as_str)
+        .collect();
+    if !unreachable.is_empty() {
+        warnings.push(format!(
+            "process.capabilities.ambient: [{}] not both permitted and inheritable, so not ambient",
+            unreachable.join(" ")
+        ));
     }
     warnings
 }

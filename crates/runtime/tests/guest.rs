@@ -313,7 +313,7 @@ fn boot(qemu: &str, accelerator: &str, image: &Path, files: &Path, console: &Pat
 }
 
 /// How many tests follow.
-const INSIDE: usize = 12;
+const INSIDE: usize = 14;
 
 fn cgroup(id: &str, file: &str) -> String {
     let path = format!("/sys/fs/cgroup/{id}/{file}");
@@ -546,6 +546,12 @@ fn v2_freezer() {
 
 #[test]
 #[ignore = "runs in the guest"]
+fn v2_frozen_cgroups() {
+    world::frozen_cgroups(&mut world());
+}
+
+#[test]
+#[ignore = "runs in the guest"]
 fn v2_kill_all() {
     let mut world = world();
     // In the guest's own PID namespace nothing else ends what the first process leaves behind.
@@ -640,6 +646,12 @@ fn v2_events() {
         (&json!(1), &json!(50)),
         "{data}"
     );
+}
+
+#[test]
+#[ignore = "runs in the guest"]
+fn v2_kills_are_events() {
+    world::kills_as_events(&mut world());
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod world;
 use gantry_linux::capabilities;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -176,6 +175,72 @@ fn attributes_of_mounts_go_as_deep_as_they_say() {
         push(&mut spec["mounts"], json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["rro"] }));
     });
     assert_eq!(out, "ro\n");
+    // What is mounted already changes; what is not there cannot.
+    let remounted = |first: Value, options: &[&str]| {
+        let again = json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": options });
+        move |spec: &mut Value| {
+            push(&mut spec["mounts"], first);
+            push(&mut spec["mounts"], again);
+        }
+    };
+    let tmpfs = json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"] });
+    let look = "touch /mnt/x 2>/dev/null || echo ro; grep ' /mnt ' /proc/self/mounts";
+    let out = world.sh(
+        look,
+        remounted(tmpfs, &["remount", "ro", "nosuid", "size=128k"]),
+    );
+    assert!(
+        out.starts_with("ro\n") && out.contains("nosuid") && out.contains("size=128k"),
+        "{out}"
+    );
+    // Of a bind it is the mount alone, never the file system that it shares with the host.
+    let bound =
+        json!({ "destination": "/mnt", "type": "bind", "source": source, "options": ["bind"] });
+    let out = world.sh(look, remounted(bound, &["remount", "ro"]));
+    assert!(out.starts_with("ro\n"), "{out}");
+    fs::write(source.join("still"), "").unwrap();
+    let ran = world.run(&["true"], |spec| {
+        push(&mut spec["mounts"], json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["remount", "ro"] }));
+    });
+    assert!(
+        ran.code == 1 && ran.err.contains("error mounting"),
+        "{} {}",
+        ran.code,
+        ran.err
+    );
+}
+
+#[test]
+fn nobody_waits_for_a_frozen_cgroup() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    world::frozen_cgroups(&mut world);
+}
+
+/// `SCHED_DEADLINE` where the kernel admits it, otherwise its refusal.
+#[test]
+fn a_deadline_is_kept_or_refused() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    // Field 41 of stat is the policy.
+    let script = "read a </proc/self/stat; set -- $a; shift 40; echo $1";
+    let ran = world.run(&["sh", "-c", script], |spec| {
+        spec["process"]["scheduler"] = json!({ "policy": "SCHED_DEADLINE",
+            "runtime": 5_000_000, "deadline": 50_000_000, "period": 100_000_000 });
+    });
+    match ran.code {
+        0 => assert_eq!(ran.out, "6\n"),
+        // A kernel whose real-time bandwidth is given away, or that this caller may not ask.
+        _ => assert!(
+            ran.err
+                .contains("process.scheduler: error setting scheduler: "),
+            "{}",
+            ran.err
+        ),
+    }
+    println!("deadline: {} {}", ran.code, ran.err);
 }
 
 #[test]
@@ -917,59 +982,7 @@ fn the_kernels_kills_are_told_as_events() {
     let Some(mut world) = World::new() else {
         return;
     };
-    let bundle = world.bundle(
-        &[
-            "sh",
-            "-c",
-            "cat /go; dd if=/dev/zero of=/dev/null bs=100M count=2; cat /go",
-        ],
-        |spec| {
-            spec["linux"]["resources"]["memory"] = json!({ "limit": 20 << 20 });
-        },
-    );
-    let go = world.root().join("go");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &go,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o600),
-        0,
-    )
-    .unwrap();
-    let id = world.id();
-    let ran = world
-        .program(&["run", "-d", "-b", bundle.to_str().unwrap(), &id])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    assert!(ran.unwrap().success());
-    let mut events = world
-        .program(&["events", "--interval", "100ms", &id])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(events.stdout.take().unwrap()));
-    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
-    // It listens by now.
-    assert_eq!(next()["type"], "stats");
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&go)
-        .unwrap()
-        .write_all(b"x")
-        .unwrap();
-    let oom = loop {
-        let event = next();
-        if event["type"] != "stats" {
-            break event;
-        }
-    };
-    assert_eq!(oom, json!({ "type": "oom", "id": id }));
-    assert_eq!(world.call(&["kill", &id, "KILL"]).code, 0);
-    assert!(
-        events.wait().unwrap().success(),
-        "it ends with the container"
-    );
+    world::kills_as_events(&mut world);
 }
 
 #[test]

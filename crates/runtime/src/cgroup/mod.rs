@@ -69,6 +69,18 @@ impl Hierarchy {
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
+    /// Whether a process that enters a directory of this hierarchy stops there and then, for that cgroup or one above is frozen: who
+    /// waits for it waits until somebody thaws it.
+    fn stops_in(&self, directory: &Path) -> bool {
+        let read = |file: &str| fs::read_to_string(directory.join(file));
+        if self.unified() {
+            read("cgroup.freeze").is_ok_and(|state| state.trim() == "1")
+                || stats::read_keyed(&directory.join("cgroup.events"), "frozen") == Some(1)
+        } else {
+            // A v1 freezer shows its ancestors' state as its own.
+            self.has("freezer") && read("freezer.state").is_ok_and(|state| state.trim() != "THAWED")
+        }
+    }
 }
 
 /// A hierarchy of this machine and where this process is in it.
@@ -240,24 +252,17 @@ impl Cgroup {
                 continue;
             }
             let result = make_directory(hierarchy);
+            if result.is_ok() && hierarchy.stops_in(&hierarchy.directory) {
+                if let Ok(Made::New) = result {
+                    made.push(&hierarchy.directory);
+                }
+                return Err("linux.cgroupsPath: container's cgroup unexpectedly frozen".to_owned());
+            }
             if let Ok(Made::New) = result {
                 made.push(&hierarchy.directory);
             } else if let (Ok(Made::Found), false) = (&result, shared) {
                 let mut pids = Vec::new();
                 let _ = collect_pids(&hierarchy.directory, &mut pids);
-                if hierarchy.unified() || hierarchy.has("freezer") {
-                    let file = if hierarchy.unified() {
-                        "cgroup.freeze"
-                    } else {
-                        "freezer.state"
-                    };
-                    let state = fs::read_to_string(hierarchy.directory.join(file));
-                    if state.is_ok_and(|s| matches!(s.trim(), "1" | "FROZEN" | "FREEZING")) {
-                        return Err(
-                            "linux.cgroupsPath: container's cgroup unexpectedly frozen".to_owned()
-                        );
-                    }
-                }
                 if !pids.is_empty() {
                     return Err(format!(
                         "linux.cgroupsPath: container's cgroup is not empty: {} process(es) found",
@@ -300,7 +305,7 @@ impl Cgroup {
 
     /// The v2 cgroup that a process is in now: where a container runs an init that keeps its processes in cgroups of their own, its
     /// top one takes none any more.
-    pub(crate) fn unified_of(&self, pid: i32) -> io::Result<OwnedFd> {
+    pub(crate) fn unified_of(&self, pid: i32, ignore_frozen: bool) -> io::Result<OwnedFd> {
         let unified = self.unified().ok_or(io::ErrorKind::NotFound)?;
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::"));
@@ -308,6 +313,9 @@ impl Cgroup {
         // Never above the container's own.
         if !path.starts_with(&unified.directory) {
             return Err(io::ErrorKind::NotFound.into());
+        }
+        if !ignore_frozen && unified.stops_in(&path) {
+            return Err(io::Error::other(frozen(&path)));
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(CWD, &path, flags, Mode::empty())?)
@@ -325,6 +333,9 @@ impl Cgroup {
                 false => (hierarchy.directory.join("tasks"), OFlags::WRONLY),
             };
             if let Ok(fd) = rustix::fs::openat(CWD, &path, flags | OFlags::CLOEXEC, Mode::empty()) {
+                if hierarchy.stops_in(&hierarchy.directory) {
+                    join.frozen = Some(hierarchy.directory.clone());
+                }
                 match hierarchy.unified() {
                     true => join.unified = Some(fd),
                     false => join.v1.push(fd),
@@ -355,9 +366,12 @@ impl Cgroup {
                 directory.push(below);
             }
             let (path, flags) = match hierarchy.unified() {
-                true => (directory, OFlags::PATH | OFlags::DIRECTORY),
+                true => (directory.clone(), OFlags::PATH | OFlags::DIRECTORY),
                 false => (directory.join("tasks"), OFlags::WRONLY),
             };
+            if hierarchy.stops_in(&directory) {
+                join.frozen = Some(directory);
+            }
             match rustix::fs::openat(CWD, &path, flags | OFlags::CLOEXEC, Mode::empty()) {
                 Ok(fd) if hierarchy.unified() => join.unified = Some(fd),
                 Ok(fd) => join.v1.push(fd),
@@ -376,20 +390,29 @@ impl Cgroup {
     fn apply(&self, settings: &[Setting]) -> Result<(), String> {
         let mut later = Vec::new();
         for setting in settings {
+            let absent = |controller: &str| {
+                let what = setting.what;
+                format!("cannot set {what}: controller {controller} is not available on this host")
+            };
             let (directory, writes) = if let Some(v1) = self.v1(setting.controller) {
                 (&v1.directory, &setting.v1)
             } else if let Some(unified) = self.unified() {
-                match setting.controller {
-                    "" => {}
-                    "blkio" => enable(unified, "io"),
-                    controller => enable(unified, controller),
+                let controller = match setting.controller {
+                    "blkio" => "io",
+                    controller => controller,
+                };
+                if !controller.is_empty() {
+                    enable(unified, controller);
+                    // By the host's list: what is there and only not delegated, the kernel refuses in its own words.
+                    let all = fs::read_to_string(unified.mount.join("cgroup.controllers"));
+                    let has = |all: String| all.split_whitespace().any(|c| c == controller);
+                    if all.is_ok_and(|all| !has(all)) && !setting.v2.is_empty() {
+                        return Err(absent(controller));
+                    }
                 }
                 (&unified.directory, &setting.v2)
             } else {
-                return Err(format!(
-                    "cannot set {}: controller {} is not available on this host",
-                    setting.what, setting.controller
-                ));
+                return Err(absent(setting.controller));
             };
             if writes.is_empty() && setting.v1.is_empty() {
                 return Err(
@@ -409,13 +432,15 @@ impl Cgroup {
                     Ok(()) => {}
                     // Old and new values can contradict one another for a moment (memory above memory and swap, period below
                     // quota): another try when the rest is set.
-                    Err(e) if e.raw_os_error() == Some(22) => later.push((path, value)),
+                    Err(e) if e.raw_os_error() == Some(22) => {
+                        later.push((setting.what, path, value));
+                    }
                     Err(e) => return Err(write_failure(setting.what, &path, value, &e)),
                 }
             }
         }
-        for (path, value) in later {
-            write_file(&path, value).map_err(|e| write_failure("limit", &path, value, &e))?;
+        for (what, path, value) in later {
+            write_file(&path, value).map_err(|e| write_failure(what, &path, value, &e))?;
         }
         Ok(())
     }
@@ -466,7 +491,69 @@ impl Cgroup {
         self.complete_cpu(&mut limits);
         self.check_memory(&limits).map_err(io::Error::other)?;
         let settings = plan::settings(&limits).map_err(io::Error::other)?;
-        self.apply(&settings).map_err(io::Error::other)
+        self.enter_late(&settings)?;
+        let before = self.files_of(&settings);
+        self.apply(&settings).map_err(|why| {
+            // All or nothing. Twice, because one value may only fit when another is back.
+            for (path, value) in before.iter().rev().chain(&before) {
+                let _ = write_file(path, value);
+            }
+            io::Error::other(why)
+        })
+    }
+
+    /// A v1 hierarchy in which nothing was limited has no directory of the container's yet: it gets one, with all its processes.
+    fn enter_late(&self, settings: &[Setting]) -> io::Result<()> {
+        /// Rounds against those that fork meanwhile.
+        const ROUNDS: usize = 100;
+        let hierarchies = settings.iter().filter_map(|s| self.v1(s.controller));
+        for hierarchy in hierarchies {
+            if hierarchy.directory.exists() {
+                continue;
+            }
+            let pids = self.pids()?;
+            make_directory(hierarchy)?;
+            let procs = hierarchy.directory.join("cgroup.procs");
+            let mut wanted = pids;
+            for _ in 0..ROUNDS {
+                let mut inside = Vec::new();
+                collect_pids(&hierarchy.directory, &mut inside)?;
+                wanted.retain(|pid| !inside.contains(pid));
+                if wanted.is_empty() {
+                    break;
+                }
+                for pid in &wanted {
+                    match write_file(&procs, &pid.to_string()) {
+                        // It has just ended.
+                        Err(e) if e.raw_os_error() == Some(3) => {}
+                        other => other?,
+                    }
+                }
+                wanted = self.pids()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the files hold that settings would write, where that is one value.
+    fn files_of(&self, settings: &[Setting]) -> Vec<(PathBuf, String)> {
+        let mut files = Vec::new();
+        for setting in settings {
+            let (directory, writes) = match (self.v1(setting.controller), self.unified()) {
+                (Some(v1), _) => (&v1.directory, &setting.v1),
+                (None, Some(unified)) => (&unified.directory, &setting.v2),
+                (None, None) => continue,
+            };
+            for (file, _) in writes {
+                let path = directory.join(file);
+                if let Ok(value) = fs::read_to_string(&path)
+                    && value.trim_end().lines().count() == 1
+                {
+                    files.push((path, value.trim_end().to_owned()));
+                }
+            }
+        }
+        files
     }
 
     /// Quota and period are one value in v2, so the one that is not given stays what it is.
@@ -613,6 +700,18 @@ impl Cgroup {
         fs::read_to_string(path).is_ok_and(|state| state.trim() == frozen)
     }
 
+    /// Whether who enters, or goes on in here, stops: also for a cgroup above that is frozen.
+    pub(crate) fn stops(&self) -> bool {
+        self.hierarchies.iter().any(|h| h.stops_in(&h.directory))
+    }
+
+    /// Its directories, for a log.
+    pub(crate) fn describe(&self) -> String {
+        let there = self.hierarchies.iter().filter(|h| h.directory.exists());
+        let paths: Vec<_> = there.map(|h| h.directory.display().to_string()).collect();
+        paths.join(" ")
+    }
+
     fn set_frozen(&self, frozen: bool) -> io::Result<()> {
         let until = Instant::now() + Duration::from_secs(10);
         let done: Box<dyn Fn() -> io::Result<bool>> = if let Some(v1) = self.v1("freezer") {
@@ -647,6 +746,16 @@ pub(crate) struct Join {
     v1: Vec<OwnedFd>,
     /// The directory in the v2 hierarchy, for clone3.
     pub(crate) unified: Option<OwnedFd>,
+    /// One of them is frozen: who enters stops.
+    pub(crate) frozen: Option<PathBuf>,
+}
+
+/// Why nobody joins there.
+pub(crate) fn frozen(directory: &Path) -> String {
+    format!(
+        "cgroup {} is frozen: cannot exec in a paused container (use --ignore-paused to override)",
+        directory.display()
+    )
 }
 
 impl Join {
@@ -764,6 +873,15 @@ fn write_file(path: &Path, value: &str) -> io::Result<()> {
 }
 
 fn write_failure(what: &str, path: &Path, value: &str, error: &io::Error) -> String {
+    // v1 refuses a limit below what is used and cannot be taken back.
+    if path.ends_with("memory.limit_in_bytes") && error.raw_os_error() == Some(16) {
+        let number = |file: &str| stats::read_number(&path.with_file_name(file)).unwrap_or(0);
+        return format!(
+            "linux.resources.memory.limit: unable to set memory limit to {value} (current usage: {}, peak usage: {})",
+            number("memory.usage_in_bytes"),
+            number("memory.max_usage_in_bytes"),
+        );
+    }
     let error = crate::launch::errno_text(error);
     format!(
         "unable to apply cgroup configuration: {what}: failed to write {value:?}: write {}: {error}",

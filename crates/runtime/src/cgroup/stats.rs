@@ -80,6 +80,43 @@ impl Cgroup {
             .unzip()
     }
 
+    /// The CPU set that applies, as runc's events have it; empty where there is none.
+    pub(crate) fn cpuset(&self, pid: i32) -> serde_json::Value {
+        let Some(v1) = self.v1("cpuset") else {
+            return serde_json::json!({});
+        };
+        // Not always a directory of the container's own: see the module.
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let path = cgroups.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            names.split(',').any(|n| n == "cpuset").then_some(path)
+        });
+        let directory = v1
+            .mount
+            .join(path.unwrap_or_default().trim_start_matches('/'));
+        let list = |file: &str| {
+            let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+            crate::process::cpu_list(&text).unwrap_or_default()
+        };
+        let number = |file: &str| {
+            let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+            text.trim().parse::<i64>().unwrap_or(0)
+        };
+        serde_json::json!({
+            "cpus": list("cpuset.cpus"),
+            "cpu_exclusive": number("cpuset.cpu_exclusive"),
+            "mems": list("cpuset.mems"),
+            "mem_hardwall": number("cpuset.mem_hardwall"),
+            "mem_exclusive": number("cpuset.mem_exclusive"),
+            "memory_migrate": number("cpuset.memory_migrate"),
+            "memory_spread_page": number("cpuset.memory_spread_page"),
+            "memory_spread_slab": number("cpuset.memory_spread_slab"),
+            "memory_pressure": number("cpuset.memory_pressure"),
+            "sched_load_balance": number("cpuset.sched_load_balance"),
+            "sched_relax_domain_level": number("cpuset.sched_relax_domain_level"),
+        })
+    }
+
     /// By page size, as runc's events have it.
     pub(crate) fn huge_pages(&self) -> serde_json::Value {
         let v1 = self.v1("hugetlb");

@@ -11,8 +11,22 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io::Read;
 use std::os::fd::AsFd;
 
+pub(super) const KILL_FLAGS: [Flag; 1] = [(
+    "all",
+    "a",
+    false,
+    "send the specified signal to all processes inside the container",
+)];
+
+pub(super) const DELETE_FLAGS: [Flag; 1] = [(
+    "force",
+    "f",
+    false,
+    "forcibly deletes the container if it is still running (uses SIGKILL)",
+)];
+
 pub(super) fn kill(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(arguments, &[("all", "a", false)])?;
+    let flags = Flags::parse(arguments, &KILL_FLAGS)?;
     if !matches!(flags.positional.len(), 1 | 2) {
         return Err(Failure::usage(
             "gantry-runtime: \"kill\" requires a minimum of 1 argument(s)",
@@ -33,6 +47,7 @@ pub(super) fn kill(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
             },
             other => other?,
         };
+        globals.debug(|| format!("signal {signal} to processes {pids:?}"));
         for pid in pids {
             if let Some(pid) = rustix::process::Pid::from_raw(pid)
                 && let Ok(fd) =
@@ -44,6 +59,8 @@ pub(super) fn kill(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
         return Ok(0);
     }
     let process = container.pidfd()?;
+    let pid = container.stored.pid;
+    globals.debug(|| format!("signal {signal} to process {pid}"));
     program::send_signal(process.as_fd(), signal)?;
     if signal == SIGKILL {
         // A frozen v1 process dies only when it is thawed.
@@ -93,7 +110,7 @@ fn signal_number(text: &str) -> Result<i32, Failure> {
 }
 
 pub(super) fn delete(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(arguments, &[("force", "f", false)])?;
+    let flags = Flags::parse(arguments, &DELETE_FLAGS)?;
     flags.expect("delete", 1, false)?;
     let id = flags.positional[0].as_str();
     let force = flags.is_set("force");
@@ -104,6 +121,9 @@ pub(super) fn delete(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
             delete_locked(&container, false)
         }),
     };
+    if deleted.is_ok() {
+        globals.debug(|| format!("deleted {id} with its cgroups"));
+    }
     match deleted {
         Err(failure) if force && failure.is_absence() => Ok(0),
         other => other.map(|()| 0),
@@ -174,12 +194,27 @@ fn end(container: &Container) -> Result<(), Failure> {
 }
 
 /// Freezing a container to disk is CRIU's work, which this program does not drive.
-pub(super) fn refuse_checkpoint(
+pub(super) fn checkpoint(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    refuse_checkpoint(globals, "checkpoint", arguments)
+}
+
+pub(super) fn restore(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    refuse_checkpoint(globals, "restore", arguments)
+}
+
+fn refuse_checkpoint(
     globals: &Globals,
     command: &str,
     arguments: &[String],
 ) -> Result<u8, Failure> {
-    if let Some(id) = arguments.last().filter(|_| command == "checkpoint") {
+    // The flags do not matter, but for the container that is named last.
+    let Some(id) = arguments.last().filter(|id| !id.starts_with('-')) else {
+        return Err(Failure::usage(format!(
+            "gantry-runtime: {command:?} requires exactly 1 argument(s)"
+        )));
+    };
+    store::check_id(id)?;
+    if command == "checkpoint" {
         store::load(globals, id)?;
     }
     Err(Failure::new(format!(
@@ -194,6 +229,7 @@ pub(super) fn pause(globals: &Globals, arguments: &[String]) -> Result<u8, Failu
     match container.status() {
         Status::Running | Status::Created => {
             container.stored.cgroup.freeze()?;
+            globals.debug(|| format!("froze {}", container.stored.cgroup.describe()));
             Ok(0)
         }
         _ => Err(Failure::new("container not running")),
@@ -208,29 +244,105 @@ pub(super) fn resume(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
         return Err(Failure::new("container not paused"));
     }
     container.stored.cgroup.thaw()?;
+    globals.debug(|| format!("thawed {}", container.stored.cgroup.describe()));
     Ok(0)
 }
 
-const UPDATE_FLAGS: [Flag; 19] = [
-    ("resources", "r", true),
-    ("blkio-weight", "blkio-weight", true),
-    ("cpu-period", "cpu-period", true),
-    ("cpu-quota", "cpu-quota", true),
-    ("cpu-burst", "cpu-burst", true),
-    ("cpu-share", "cpu-share", true),
-    ("cpu-rt-period", "cpu-rt-period", true),
-    ("cpu-rt-runtime", "cpu-rt-runtime", true),
-    ("cpuset-cpus", "cpuset-cpus", true),
-    ("cpuset-mems", "cpuset-mems", true),
-    ("cpu-idle", "cpu-idle", true),
-    ("memory", "memory", true),
-    ("memory-reservation", "memory-reservation", true),
-    ("memory-swap", "memory-swap", true),
-    ("kernel-memory", "kernel-memory", true),
-    ("kernel-memory-tcp", "kernel-memory-tcp", true),
-    ("l3-cache-schema", "l3-cache-schema", true),
-    ("mem-bw-schema", "mem-bw-schema", true),
-    ("pids-limit", "pids-limit", true),
+pub(super) const UPDATE_FLAGS: [Flag; 19] = [
+    (
+        "resources",
+        "r",
+        true,
+        "path to the file containing the resources to update or '-' to read from the standard input",
+    ),
+    (
+        "blkio-weight",
+        "blkio-weight",
+        true,
+        "block I/O weight, from 10 to 1000",
+    ),
+    (
+        "cpu-period",
+        "cpu-period",
+        true,
+        "CPU CFS period to be used for hardcapping (in usecs). 0 to use system default",
+    ),
+    (
+        "cpu-quota",
+        "cpu-quota",
+        true,
+        "CPU CFS hardcap limit (in usecs). Allowed cpu time in a given period",
+    ),
+    (
+        "cpu-burst",
+        "cpu-burst",
+        true,
+        "CPU CFS hardcap burst limit (in usecs). Allowed accumulated cpu time additionally for burst in a given period",
+    ),
+    (
+        "cpu-share",
+        "cpu-share",
+        true,
+        "CPU shares (relative weight vs. other containers)",
+    ),
+    (
+        "cpu-rt-period",
+        "cpu-rt-period",
+        true,
+        "CPU realtime period to be used for hardcapping (in usecs). 0 to use system default",
+    ),
+    (
+        "cpu-rt-runtime",
+        "cpu-rt-runtime",
+        true,
+        "CPU realtime hardcap limit (in usecs). Allowed cpu time in a given period",
+    ),
+    ("cpuset-cpus", "cpuset-cpus", true, "CPU(s) to use"),
+    ("cpuset-mems", "cpuset-mems", true, "memory node(s) to use"),
+    (
+        "cpu-idle",
+        "cpu-idle",
+        true,
+        "set cgroup SCHED_IDLE or not, 0: default behavior, 1: SCHED_IDLE",
+    ),
+    ("memory", "memory", true, "memory limit (in bytes)"),
+    (
+        "memory-reservation",
+        "memory-reservation",
+        true,
+        "memory reservation or soft_limit (in bytes)",
+    ),
+    (
+        "memory-swap",
+        "memory-swap",
+        true,
+        "total memory usage (memory + swap); set '-1' to enable unlimited swap",
+    ),
+    (
+        "kernel-memory",
+        "kernel-memory",
+        true,
+        "ignored with a warning, as the kernel does",
+    ),
+    (
+        "kernel-memory-tcp",
+        "kernel-memory-tcp",
+        true,
+        "ignored with a warning, as the kernel does",
+    ),
+    (
+        "l3-cache-schema",
+        "l3-cache-schema",
+        true,
+        "Intel RDT: refused",
+    ),
+    ("mem-bw-schema", "mem-bw-schema", true, "Intel RDT: refused"),
+    (
+        "pids-limit",
+        "pids-limit",
+        true,
+        "maximum number of pids allowed in the container",
+    ),
 ];
 
 pub(super) fn update(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
@@ -259,19 +371,39 @@ pub(super) fn update(globals: &Globals, arguments: &[String]) -> Result<u8, Fail
     let resources = match flags.value("resources") {
         Some("-") => {
             let mut text = Vec::new();
-            std::io::stdin().take(1 << 20).read_to_end(&mut text)?;
+            std::io::stdin()
+                .take(RESOURCES_LIMIT)
+                .read_to_end(&mut text)?;
             from_json(&text)?
         }
-        Some(path) => from_json(&std::fs::read(path)?)?,
+        Some(path) => from_json(&read_bounded(path)?)?,
         None => from_flags(&flags)?,
     };
     validate::resources(&resources).map_err(Failure::new)?;
+    globals.debug(|| {
+        format!(
+            "setting {} in {}",
+            serde_json::to_string(&resources).unwrap_or_default(),
+            container.stored.cgroup.describe()
+        )
+    });
     container
         .stored
         .cgroup
         .update(&resources)
         .map_err(|e| Failure::new(e.to_string()))?;
     Ok(0)
+}
+
+/// A document of limits.
+const RESOURCES_LIMIT: u64 = 1 << 20;
+
+fn read_bounded(path: &str) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(RESOURCES_LIMIT).read_to_end(&mut text))
+        .map_err(|e| Failure::new(format!("open {path}: {}", crate::launch::errno_text(&e))))?;
+    Ok(text)
 }
 
 fn from_json(text: &[u8]) -> Result<Resources, Failure> {

@@ -1,6 +1,6 @@
 //! create, start and run.
 
-use super::flags::{Flag, Flags};
+use super::flags::{CONSOLE_SOCKET, DETACH, Flag, Flags, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS};
 use super::store::{self, Container, Stored};
 use super::{Failure, Globals, protect, terminal};
 use crate::cgroup::Cgroup;
@@ -16,17 +16,56 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-const FLAGS: [Flag; 10] = [
-    ("bundle", "b", true),
-    ("console-socket", "console-socket", true),
-    ("pidfd-socket", "pidfd-socket", true),
-    ("pid-file", "pid-file", true),
-    ("no-pivot", "no-pivot", false),
-    ("no-new-keyring", "no-new-keyring", false),
-    ("preserve-fds", "preserve-fds", true),
-    ("detach", "d", false),
-    ("keep", "keep", false),
-    ("no-subreaper", "no-subreaper", false),
+const BUNDLE: Flag = (
+    "bundle",
+    "b",
+    true,
+    "path to the root of the bundle directory, defaults to the current directory",
+);
+const NO_PIVOT: Flag = (
+    "no-pivot",
+    "no-pivot",
+    false,
+    "do not use pivot root to jail process inside rootfs, for a rootfs on top of a ramdisk",
+);
+const NO_NEW_KEYRING: Flag = (
+    "no-new-keyring",
+    "no-new-keyring",
+    false,
+    "do not create a new session keyring for the container: it inherits the caller's",
+);
+
+pub(super) const CREATE_FLAGS: [Flag; 7] = [
+    BUNDLE,
+    CONSOLE_SOCKET,
+    PIDFD_SOCKET,
+    PID_FILE,
+    NO_PIVOT,
+    NO_NEW_KEYRING,
+    PRESERVE_FDS,
+];
+
+pub(super) const RUN_FLAGS: [Flag; 10] = [
+    BUNDLE,
+    CONSOLE_SOCKET,
+    PIDFD_SOCKET,
+    DETACH,
+    (
+        "keep",
+        "keep",
+        false,
+        "do not delete the container after it exits",
+    ),
+    PID_FILE,
+    (
+        "no-subreaper",
+        "no-subreaper",
+        false,
+        "taken for the sake of callers: this program never is a subreaper",
+    ),
+    NO_PIVOT,
+    NO_NEW_KEYRING,
+    PRESERVE_FDS,
 ];
 
 /// More than any sane configuration has.
@@ -95,16 +134,21 @@ impl Bundle {
 }
 
 pub(super) fn create(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(arguments, &FLAGS)?;
+    let flags = Flags::parse(arguments, &CREATE_FLAGS)?;
     flags.expect("create", 1, false)?;
+    create_as(globals, &flags).map_err(|failure| failure.while_doing("runc create failed: "))
+}
+
+fn create_as(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
     store::check_id(&flags.positional[0])?;
-    protect::ensure()?;
+    protect::ensure(globals)?;
     let bundle = Bundle::read(flags.value("bundle"))?;
-    let made = make(globals, &flags, &bundle, true)?;
-    if let Err(failure) = after_create(&flags, &made.launched) {
+    let made = make(globals, flags, &bundle, true)?;
+    if let Err(failure) = after_create(flags, &made.launched) {
         made.abandon();
         return Err(failure);
     }
+    globals.debug(|| "created: the init waits for start".to_owned());
     Ok(0)
 }
 
@@ -156,16 +200,53 @@ fn make(
     for warning in validate::warnings(&bundle.spec) {
         globals.warn(&warning);
     }
-    for fd in 3..3 + flags.number::<u32>("preserve-fds")?.unwrap_or(0) {
+    let preserve_fds = preserved(flags)?;
+    globals.debug(|| {
+        format!(
+            "bundle {}: {} bytes of config.json, root {}, {} mounts",
+            bundle.path.display(),
+            bundle.text.len(),
+            bundle.rootfs.display(),
+            bundle.spec.mounts.len()
+        )
+    });
+    let directory = store::claim(globals, id)?;
+    globals.debug(|| format!("state in {}", directory.display()));
+    let made = make_in(
+        flags,
+        bundle,
+        &directory,
+        id,
+        terminal,
+        detached,
+        preserve_fds,
+    )
+    .inspect_err(|_| {
+        let _ = store::remove_directory(&directory);
+    })?;
+    globals.debug(|| {
+        format!(
+            "container init is process {}; cgroups: {}",
+            made.launched.pid,
+            made.container.stored.cgroup.describe()
+        )
+    });
+    Ok(made)
+}
+
+/// How many descriptors beyond the standard streams the program keeps; all of them must be open.
+pub(super) fn preserved(flags: &Flags) -> Result<u32, Failure> {
+    let count = flags.number::<u32>("preserve-fds")?.unwrap_or(0);
+    // More than a process can have open: the first that is missing is found long before.
+    for fd in (3..).take(count as usize) {
         std::fs::metadata(format!("/proc/self/fd/{fd}")).map_err(|e| {
-            let e = launch::errno_text(&e);
-            Failure::new(format!("unable to stat preserved-fd {fd}: {e}"))
+            let (number, e) = (fd - 3, launch::errno_text(&e));
+            Failure::new(format!(
+                "unable to stat preserved-fd {number} (of {count}): stat /proc/self/fd/{fd}: {e}"
+            ))
         })?;
     }
-    let directory = store::claim(globals, id)?;
-    make_in(flags, bundle, &directory, id, terminal, detached).inspect_err(|_| {
-        let _ = store::remove_directory(&directory);
-    })
+    Ok(count)
 }
 
 fn make_in(
@@ -175,6 +256,7 @@ fn make_in(
     id: &str,
     terminal: bool,
     with_fifo: bool,
+    preserve_fds: u32,
 ) -> Result<Made, Failure> {
     let fifo = directory.join("exec.fifo");
     if with_fifo {
@@ -183,7 +265,7 @@ fn make_in(
     }
     let rootfs = Rootfs::Path(bundle.rootfs.clone());
     let mut spec = std::borrow::Cow::Borrowed(&bundle.spec);
-    let preserve_fds = flags.number("preserve-fds")?.unwrap_or(0) + listen_fds(&mut spec);
+    let preserve_fds = preserve_fds + listen_fds(&mut spec);
     let given = bundle
         .spec
         .process
@@ -224,6 +306,7 @@ fn make_in(
             preserve_fds,
             exec_fifo: with_fifo.then_some(fifo.as_path()),
             cgroup: Some(&stored.cgroup),
+            ignore_frozen: false,
         },
     })?;
     stored.pid = launched.pid;
@@ -286,8 +369,12 @@ pub(super) fn write_pid_file(path: Option<&str>, pid: i32) -> Result<(), Failure
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}"));
-    std::fs::write(&temporary, pid.to_string())?;
-    Ok(std::fs::rename(&temporary, path)?)
+    let failed = |what: &str, e: &io::Error| {
+        let e = launch::errno_text(e);
+        Failure::new(format!("{what} {}: {e}", temporary.display()))
+    };
+    std::fs::write(&temporary, pid.to_string()).map_err(|e| failed("open", &e))?;
+    std::fs::rename(&temporary, path).map_err(|e| failed("rename", &e))
 }
 
 pub(super) fn start(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
@@ -295,8 +382,18 @@ pub(super) fn start(globals: &Globals, arguments: &[String]) -> Result<u8, Failu
     flags.expect("start", 1, false)?;
     let container = store::load(globals, &flags.positional[0])?;
     match container.status() {
-        Status::Created => release(&container)?,
+        // Nobody would hear of the start before somebody thaws it.
+        Status::Created if container.stored.cgroup.stops() => {
+            return Err(Failure::new("cannot start a container in the paused state"));
+        }
+        Status::Created => {
+            release(&container)?;
+            globals.debug(|| "the program was executed".to_owned());
+        }
         Status::Stopped => return Err(Failure::new("cannot start a container that has stopped")),
+        Status::Paused => {
+            return Err(Failure::new("cannot start a container in the paused state"));
+        }
         _ => {
             return Err(Failure::new("cannot start an already running container"));
         }
@@ -357,10 +454,14 @@ pub(super) fn run_poststop(container: &Container, spec: &Spec) {
 }
 
 pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(arguments, &FLAGS)?;
+    let flags = Flags::parse(arguments, &RUN_FLAGS)?;
     flags.expect("run", 1, false)?;
+    run_as(globals, &flags).map_err(|failure| failure.while_doing("runc run failed: "))
+}
+
+fn run_as(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
     store::check_id(&flags.positional[0])?;
-    protect::ensure()?;
+    protect::ensure(globals)?;
     let bundle = Bundle::read(flags.value("bundle"))?;
     let detach = flags.is_set("detach");
     // Signals are caught from here on, so that none that arrives early is lost.
@@ -368,13 +469,8 @@ pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure
         true => None,
         false => Some(terminal::Forwarder::new()?),
     };
-    let mut made = make(globals, &flags, &bundle, detach).map_err(|mut failure| {
-        if let Some(why) = failure.text.strip_prefix("runc create failed: ") {
-            failure.text = format!("runc run failed: {why}");
-        }
-        failure
-    })?;
-    let started = after_create(&flags, &made.launched).and_then(|()| match detach {
+    let mut made = make(globals, flags, &bundle, detach)?;
+    let started = after_create(flags, &made.launched).and_then(|()| match detach {
         true => release(&made.container),
         false => Ok(made.launched.start()?),
     });
@@ -383,6 +479,7 @@ pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure
         made.abandon();
         return Err(failure);
     }
+    globals.debug(|| "the program was executed".to_owned());
     let Some(forwarder) = forwarder else {
         return Ok(0);
     };
@@ -391,6 +488,7 @@ pub(super) fn run(globals: &Globals, arguments: &[String]) -> Result<u8, Failure
     let console = made.launched.console.take();
     forwarder.until_exit(&made.launched.pidfd, console)?;
     let code = reap(&made.launched)?;
+    globals.debug(|| format!("the program ended: exit status {code}"));
     // With a PID namespace of its own everything in it is gone; without, what it left behind goes now.
     let own_pids = bundle.spec.linux.as_ref().is_some_and(|l| {
         l.namespace(NamespaceKind::Pid)

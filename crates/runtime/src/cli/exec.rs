@@ -1,30 +1,67 @@
 //! exec: another process in a running container.
 
-use super::create::write_pid_file;
-use super::flags::{Flag, Flags};
+use super::create::{preserved, write_pid_file};
+use super::flags::{CONSOLE_SOCKET, DETACH, Flag, Flags, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS};
 use super::{Failure, Globals, protect, store, terminal};
-use crate::launch::{self, ExecTarget, Options, Stdio};
+use crate::launch::{self, ExecLaunched, ExecTarget, Options, Stdio};
 use crate::{document, seccomp, validate};
+use gantry_linux::program;
 use gantry_oci::runtime::{Process, Spec, Status};
+use std::os::fd::AsFd;
 
-const FLAGS: [Flag; 17] = [
-    ("console-socket", "console-socket", true),
-    ("pidfd-socket", "pidfd-socket", true),
-    ("cwd", "cwd", true),
-    ("env", "e", true),
-    ("tty", "t", false),
-    ("user", "u", true),
-    ("additional-gids", "g", true),
-    ("process", "p", true),
-    ("detach", "d", false),
-    ("pid-file", "pid-file", true),
-    ("process-label", "process-label", true),
-    ("apparmor", "apparmor", true),
-    ("no-new-privs", "no-new-privs", false),
-    ("cap", "c", true),
-    ("preserve-fds", "preserve-fds", true),
-    ("cgroup", "cgroup", true),
-    ("ignore-paused", "ignore-paused", false),
+pub(super) const FLAGS: [Flag; 17] = [
+    CONSOLE_SOCKET,
+    PIDFD_SOCKET,
+    DETACH,
+    PID_FILE,
+    PRESERVE_FDS,
+    (
+        "cwd",
+        "cwd",
+        true,
+        "current working directory in the container",
+    ),
+    ("env", "e", true, "set environment variables"),
+    ("tty", "t", false, "allocate a pseudo-TTY"),
+    ("user", "u", true, "UID (format: <uid>[:<gid>])"),
+    ("additional-gids", "g", true, "additional gids"),
+    ("process", "p", true, "path to the process.json"),
+    (
+        "process-label",
+        "process-label",
+        true,
+        "set the SELinux label of the process (refused)",
+    ),
+    (
+        "apparmor",
+        "apparmor",
+        true,
+        "set the apparmor profile for the process",
+    ),
+    (
+        "no-new-privs",
+        "no-new-privs",
+        false,
+        "set the no new privileges value for the process",
+    ),
+    (
+        "cap",
+        "c",
+        true,
+        "add a capability to the bounding set for the process",
+    ),
+    (
+        "cgroup",
+        "cgroup",
+        true,
+        "run the process in an (existing) sub-cgroup(s). Format is [<controller>:]<cgroup>",
+    ),
+    (
+        "ignore-paused",
+        "ignore-paused",
+        false,
+        "allow exec in a paused container: it goes on when the container does",
+    ),
 ];
 
 pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
@@ -33,18 +70,15 @@ pub(super) fn exec(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
     exec_in(globals, &flags).map_err(|failure| Failure {
         // Unlike every number that a program ends with by itself.
         code: 255,
-        text: match failure.text.starts_with("exec failed: ") {
-            true => failure.text,
-            false => format!("exec failed: {}", failure.text),
-        },
-        ..failure
+        ..failure.while_doing("exec failed: ")
     })
 }
 
 fn exec_in(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
-    protect::ensure()?;
+    protect::ensure(globals)?;
     let container = store::load(globals, &flags.positional[0])?;
-    match container.status() {
+    let status = container.status();
+    match status {
         // A created one has everything but its program.
         Status::Running | Status::Created => {}
         Status::Paused if flags.is_set("ignore-paused") => {}
@@ -61,11 +95,20 @@ fn exec_in(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
     let spec = container.spec()?;
     let process = process(flags, &spec)?;
     validate::joining(&process).map_err(Failure::new)?;
+    for warning in validate::joining_warnings(&process, &spec) {
+        globals.warn(&warning);
+    }
+    let preserve_fds = preserved(flags)?;
     let sub_cgroups = sub_cgroups(flags.all("cgroup"))?;
     let detach = flags.is_set("detach");
     if detach && process.terminal && flags.value("console-socket").is_none() {
         return Err(Failure::new(
             "cannot allocate tty if runc will detach without setting console socket",
+        ));
+    }
+    if flags.value("console-socket").is_some() && !(detach && process.terminal) {
+        return Err(Failure::new(
+            "cannot use console socket if runc will not detach or allocate tty",
         ));
     }
     let filter = spec
@@ -75,10 +118,26 @@ fn exec_in(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         .map(seccomp::compile)
         .transpose()
         .map_err(Failure::new)?;
-    let forwarder = match detach {
-        true => None,
-        false => Some(terminal::Forwarder::new()?),
+    let paused = status == Status::Paused;
+    let catch = || match detach {
+        true => Ok(None),
+        false => terminal::Forwarder::new().map(Some),
     };
+    // Signals are caught before there is somebody to pass them on to, so that none is lost. Only who waits for a paused container
+    // to go on is ended by them.
+    let early = match paused {
+        true => None,
+        false => catch()?,
+    };
+    globals.debug(|| {
+        format!(
+            "joining the namespaces of process {}, cgroups: {}; args {:?}, cwd {:?}",
+            container.stored.pid,
+            container.stored.cgroup.describe(),
+            process.args,
+            process.cwd
+        )
+    });
     let notify = spec
         .linux
         .as_ref()
@@ -105,25 +164,39 @@ fn exec_in(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         },
         filter.as_ref(),
         Options {
-            preserve_fds: flags.number("preserve-fds")?.unwrap_or(0),
+            preserve_fds,
+            ignore_frozen: paused,
             ..Options::default()
         },
     )?;
-    let mut console = launched.console;
-    if let (Some(socket), Some(console)) =
-        (flags.value("console-socket"), console.take_if(|_| detach))
-    {
-        terminal::hand_over(socket, &console)?;
+    globals.debug(|| format!("the program is process {}", launched.pid));
+    if let Err(failure) = after_launch(flags, &launched, detach) {
+        // Nobody knows of it: it must not live on, nor stay behind as a zombie that keeps the container from ending.
+        let _ = program::send_signal(launched.pidfd.as_fd(), 9);
+        let _ = terminal::exit_code(&launched.pidfd);
+        return Err(failure);
+    }
+    let forwarder = match paused {
+        true => catch()?,
+        false => early,
+    };
+    let Some(forwarder) = forwarder else {
+        return Ok(0);
+    };
+    forwarder.until_exit(&launched.pidfd, launched.console)?;
+    terminal::exit_code(&launched.pidfd)
+}
+
+/// Hands over the terminal and writes the pid file.
+fn after_launch(flags: &Flags, launched: &ExecLaunched, detach: bool) -> Result<(), Failure> {
+    let console = launched.console.as_ref().filter(|_| detach);
+    if let (Some(socket), Some(console)) = (flags.value("console-socket"), console) {
+        terminal::hand_over(socket, console)?;
     }
     if let Some(socket) = flags.value("pidfd-socket") {
         terminal::hand_over(socket, &launched.pidfd)?;
     }
-    write_pid_file(flags.value("pid-file"), launched.pid)?;
-    let Some(forwarder) = forwarder else {
-        return Ok(0);
-    };
-    forwarder.until_exit(&launched.pidfd, console)?;
-    terminal::exit_code(&launched.pidfd)
+    write_pid_file(flags.value("pid-file"), launched.pid)
 }
 
 /// `[controller,…:]path`, as runc takes it: controllers and a path below the container's own cgroup.

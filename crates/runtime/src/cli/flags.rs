@@ -3,8 +3,35 @@
 use super::Failure;
 use std::collections::BTreeMap;
 
-/// One flag: its long name, its short one or the same again, whether a value follows.
-pub(super) type Flag = (&'static str, &'static str, bool);
+/// One flag: its long name, its short one or the same again, whether a value follows, what it is for.
+pub(super) type Flag = (&'static str, &'static str, bool, &'static str);
+
+// What several commands have.
+pub(super) const CONSOLE_SOCKET: Flag = (
+    "console-socket",
+    "console-socket",
+    true,
+    "path to an AF_UNIX socket which will receive a file descriptor referencing the master end of the console's pseudoterminal",
+);
+pub(super) const PIDFD_SOCKET: Flag = (
+    "pidfd-socket",
+    "pidfd-socket",
+    true,
+    "path to an AF_UNIX socket which will receive a file descriptor referencing the init process",
+);
+pub(super) const PID_FILE: Flag = (
+    "pid-file",
+    "pid-file",
+    true,
+    "specify the file to write the process id to",
+);
+pub(super) const DETACH: Flag = ("detach", "d", false, "detach from the container's process");
+pub(super) const PRESERVE_FDS: Flag = (
+    "preserve-fds",
+    "preserve-fds",
+    true,
+    "pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N in total)",
+);
 
 #[derive(Debug, Default)]
 pub(super) struct Flags {
@@ -29,7 +56,7 @@ impl Flags {
                 Some((name, value)) => (name, Some(value.to_owned())),
                 None => (name, None),
             };
-            let Some((long, _, takes_value)) = known.iter().find(|f| f.0 == name || f.1 == name)
+            let Some((long, _, takes_value, _)) = known.iter().find(|f| f.0 == name || f.1 == name)
             else {
                 return Err(Failure::usage(format!(
                     "flag provided but not defined: -{name}"
@@ -96,9 +123,9 @@ mod tests {
     #[test]
     fn flags_end_at_the_first_positional() {
         let known = [
-            ("bundle", "b", true),
-            ("detach", "d", false),
-            ("env", "e", true),
+            ("bundle", "b", true, ""),
+            ("detach", "d", false, ""),
+            ("env", "e", true, ""),
         ];
         let parse = |text: &str| {
             let words: Vec<String> = text.split(' ').map(str::to_owned).collect();

@@ -1,6 +1,6 @@
 //! state, list, ps, events, features and spec: what only looks.
 
-use super::flags::Flags;
+use super::flags::{Flag, Flags};
 use super::store::{self, Container};
 use super::{Failure, Globals, print};
 use crate::{cgroup, mounts};
@@ -60,8 +60,51 @@ pub(super) fn state(globals: &Globals, arguments: &[String]) -> Result<u8, Failu
     pretty(&value).map(|()| 0)
 }
 
+const FORMAT: Flag = (
+    "format",
+    "f",
+    true,
+    "select one of: table or json (default: \"table\")",
+);
+
+pub(super) const LIST_FLAGS: [Flag; 2] =
+    [FORMAT, ("quiet", "q", false, "display only container IDs")];
+
+pub(super) const PS_FLAGS: [Flag; 1] = [FORMAT];
+
+pub(super) const EVENTS_FLAGS: [Flag; 2] = [
+    (
+        "interval",
+        "interval",
+        true,
+        "set the stats collection interval (default: 5s)",
+    ),
+    (
+        "stats",
+        "stats",
+        false,
+        "display the container's stats then exit",
+    ),
+];
+
+pub(super) const SPEC_FLAGS: [Flag; 2] = [
+    (
+        "bundle",
+        "b",
+        true,
+        "path to the root of the bundle directory",
+    ),
+    (
+        "rootless",
+        "rootless",
+        false,
+        "generate a configuration for a rootless container",
+    ),
+];
+
 pub(super) fn list(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(arguments, &[("format", "f", true), ("quiet", "q", false)])?;
+    let flags = Flags::parse(arguments, &LIST_FLAGS)?;
+    flags.expect("list", 0, false)?;
     let mut containers = Vec::new();
     for entry in std::fs::read_dir(&globals.root)
         .into_iter()
@@ -86,8 +129,12 @@ pub(super) fn list(globals: &Globals, arguments: &[String]) -> Result<u8, Failur
         None | Some("table") => print(&table(&containers)).map(|()| 0),
         Some("json") => {
             let all: Vec<_> = containers.iter().map(document).collect();
+            // As Go writes a list that was never made.
+            if all.is_empty() {
+                return print("null\n").map(|()| 0);
+            }
             let text = serde_json::to_string(&all).map_err(std::io::Error::from)?;
-            print(&text).map(|()| 0)
+            print(&format!("{text}\n")).map(|()| 0)
         }
         Some(_) => Err(Failure::new("invalid format option")),
     }
@@ -130,14 +177,14 @@ fn table(containers: &[Container]) -> String {
 }
 
 pub(super) fn ps(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(arguments, &[("format", "f", true)])?;
+    let flags = Flags::parse(arguments, &PS_FLAGS)?;
     flags.expect("ps", 1, true)?;
     let container = store::load(globals, &flags.positional[0])?;
     let pids = container.stored.cgroup.pids()?;
     match flags.value("format") {
         Some("json") => {
             let text = serde_json::to_string(&pids).map_err(std::io::Error::from)?;
-            return print(&text).map(|()| 0);
+            return print(&format!("{text}\n")).map(|()| 0);
         }
         None | Some("table") => {}
         Some(_) => return Err(Failure::new("invalid format option")),
@@ -155,7 +202,9 @@ pub(super) fn ps(globals: &Globals, arguments: &[String]) -> Result<u8, Failure>
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure::new(format!("{}: {text}{why}", output.status)));
+        // In Go's words.
+        let status = output.status.to_string().replacen("status: ", "status ", 1);
+        return Err(Failure::new(format!("{status}: {text}{why}")));
     }
     print(&of_these(&text, &pids)?).map(|()| 0)
 }
@@ -183,8 +232,7 @@ fn of_these(text: &str, pids: &[i32]) -> Result<String, Failure> {
 }
 
 pub(super) fn events(globals: &Globals, arguments: &[String]) -> Result<u8, Failure> {
-    let known = [("stats", "stats", false), ("interval", "interval", true)];
-    let flags = Flags::parse(arguments, &known)?;
+    let flags = Flags::parse(arguments, &EVENTS_FLAGS)?;
     flags.expect("events", 1, false)?;
     let container = store::load(globals, &flags.positional[0])?;
     if container.status() == Status::Stopped {
@@ -311,6 +359,7 @@ fn stats(container: &Container) -> Result<Value, Failure> {
         "type": "stats",
         "id": container.stored.id,
         "data": {
+            "cpuset": cgroup.cpuset(container.stored.pid),
             "cpu": {
                 "usage": usage,
                 "throttling": present(&[
@@ -343,7 +392,8 @@ fn stats(container: &Container) -> Result<Value, Failure> {
     }))
 }
 
-pub(super) fn features() -> Result<u8, Failure> {
+pub(super) fn features(_: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    Flags::parse(arguments, &[])?.expect("features", 0, false)?;
     let capabilities = gantry_linux::capabilities::NAMES.as_slice();
     pretty(&json!({
         "ociVersionMin": "1.0.0",
@@ -371,11 +421,9 @@ pub(super) fn features() -> Result<u8, Failure> {
     .map(|()| 0)
 }
 
-pub(super) fn spec(arguments: &[String]) -> Result<u8, Failure> {
-    let flags = Flags::parse(
-        arguments,
-        &[("bundle", "b", true), ("rootless", "rootless", false)],
-    )?;
+pub(super) fn spec(_: &Globals, arguments: &[String]) -> Result<u8, Failure> {
+    let flags = Flags::parse(arguments, &SPEC_FLAGS)?;
+    flags.expect("spec", 0, false)?;
     let path = Path::new(flags.value("bundle").unwrap_or("")).join("config.json");
     if path.exists() {
         return Err(Failure::new(format!(

@@ -14,13 +14,14 @@ mod control;
 mod create;
 mod exec;
 mod flags;
+mod help;
 mod inspect;
 mod protect;
 mod store;
 mod terminal;
 
 use crate::launch::LaunchError;
-use flags::{Flag, Flags};
+use flags::Flags;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,6 +63,16 @@ impl Failure {
             ..Self::new(text)
         }
     }
+    /// Says in runc's words what failed, once.
+    fn while_doing(mut self, prefix: &str) -> Self {
+        // What launches containers says create, whoever asked.
+        let why = match self.text.strip_prefix("runc create failed: ") {
+            Some(why) => why,
+            None => self.text.strip_prefix(prefix).unwrap_or(&self.text),
+        };
+        self.text = format!("{prefix}{why}");
+        self
+    }
     /// The container is not there, which is what `delete --force` wants.
     fn is_absence(&self) -> bool {
         self.text == DOES_NOT_EXIST
@@ -86,56 +97,6 @@ impl From<crate::launch::Failure> for Failure {
     }
 }
 
-const GLOBAL_FLAGS: [Flag; 10] = [
-    ("debug", "debug", false),
-    ("log", "log", true),
-    ("log-format", "log-format", true),
-    ("root", "root", true),
-    ("criu", "criu", true),
-    ("systemd-cgroup", "systemd-cgroup", false),
-    ("rootless", "rootless", true),
-    ("help", "h", false),
-    ("version", "v", false),
-    ("cgroup-manager", "cgroup-manager", true),
-];
-
-const USAGE: &str = "NAME:
-   gantry-runtime - Open Container Initiative runtime
-
-USAGE:
-   gantry-runtime [global options] command [command options] [arguments...]
-
-COMMANDS:
-   checkpoint  refused: there is no CRIU support
-   create   create a container
-   delete   delete any resources held by the container often used with detached container
-   events   display container events such as OOM notifications, cpu, memory, and IO usage statistics
-   exec     execute new process inside the container
-   features show the enabled features
-   kill     kill sends the specified signal (default: SIGTERM) to the container's init process
-   list     lists containers started by gantry-runtime with the given root
-   pause    pause suspends all processes inside the container
-   ps       ps displays the processes running inside a container
-   restore  refused: there is no CRIU support
-   resume   resumes all processes that have been previously paused
-   run      create and run a container
-   spec     create a new specification file
-   start    executes the user defined process in a created container
-   state    output the state of a container
-   update   update container resource constraints
-
-GLOBAL OPTIONS:
-   --debug             enable debug logging
-   --log value         set the log file to write logs to (default: '/dev/stderr')
-   --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
-   --root value        root directory for storage of container state (default: \"/run/gantry-runtime\")
-   --criu value        taken for the sake of callers; there is no checkpoint
-   --systemd-cgroup    refused: cgroups are made without systemd
-   --rootless value    taken for the sake of callers; an ordinary user's containers get the cgroups that are delegated
-   --help, -h          show help
-   --version, -v       print the version
-";
-
 /// The whole program for every role that is not the daemon's.
 pub fn main() -> ExitCode {
     // A container must not find our memory or descriptors through /proc while we are inside its PID namespace. An ordinary
@@ -148,15 +109,15 @@ pub fn main() -> ExitCode {
         match argument.into_string() {
             Ok(argument) => arguments.push(argument),
             Err(_) => {
-                complain(None, &Failure::usage("arguments must be UTF-8"));
+                complain(None, None, &Failure::usage("arguments must be UTF-8"));
                 return ExitCode::FAILURE;
             }
         }
     }
-    let flags = match Flags::parse(&arguments, &GLOBAL_FLAGS) {
+    let flags = match Flags::parse(&arguments, &help::GLOBAL_FLAGS) {
         Ok(flags) => flags,
         Err(failure) => {
-            complain(None, &failure);
+            complain(None, None, &failure);
             return ExitCode::FAILURE;
         }
     };
@@ -170,20 +131,27 @@ pub fn main() -> ExitCode {
     if !matches!(log_format, "text" | "json") {
         complain(
             Some(&globals),
+            None,
             &Failure::usage(format!("invalid log-format: {log_format}")),
         );
         return ExitCode::FAILURE;
     }
-    if globals.debug {
-        globals.debug(&format!("arguments: {arguments:?}"));
-    }
+    globals.debug(|| {
+        format!(
+            "gantry-runtime {} as user {}, root {}: {arguments:?}",
+            env!("CARGO_PKG_VERSION"),
+            rustix::process::geteuid().as_raw(),
+            globals.root.display()
+        )
+    });
     match dispatch(&globals, &flags) {
         Ok(code) => {
-            globals.debug(&format!("done: exit status {code}"));
+            globals.debug(|| format!("done: exit status {code}"));
             ExitCode::from(code)
         }
         Err(failure) => {
-            complain(Some(&globals), &failure);
+            let command = flags.positional.first().and_then(|name| help::find(name));
+            complain(Some(&globals), command, &failure);
             ExitCode::from(failure.code)
         }
     }
@@ -208,20 +176,29 @@ fn dispatch(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
         ))?;
         return Ok(0);
     }
-    let Some((command, rest)) = flags.positional.split_first() else {
-        print(USAGE)?;
+    let Some((name, rest)) = flags.positional.split_first() else {
+        print(&help::program())?;
         return Ok(0);
     };
-    // The table of commands is the one that is shown.
-    let known = USAGE
-        .lines()
-        .any(|l| l.trim_start().split(' ').next() == Some(command));
-    let asked = rest.first().is_some_and(|a| a == "--help" || a == "-h");
-    if flags.is_set("help") || known && asked {
-        print(USAGE)?;
+    if flags.is_set("help") {
+        print(&help::program())?;
         return Ok(0);
     }
-    if flags.is_set("systemd-cgroup") && !matches!(command.as_str(), "features" | "spec" | "help") {
+    if matches!(name.as_str(), "help" | "h") {
+        let about = rest.first().and_then(|name| help::find(name));
+        return print(&about.map_or_else(help::program, help::command)).map(|()| 0);
+    }
+    let Some(command) = help::find(name) else {
+        return Err(Failure {
+            text: format!("No help topic for '{name}'"),
+            code: 3,
+            usage: false,
+        });
+    };
+    if rest.first().is_some_and(|a| a == "--help" || a == "-h") {
+        return print(&help::command(command)).map(|()| 0);
+    }
+    if flags.is_set("systemd-cgroup") && !matches!(command.name, "features" | "spec") {
         return Err(Failure::new(
             "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
         ));
@@ -233,30 +210,7 @@ fn dispatch(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
             "invalid value {rootless:?} for flag -rootless: must be 'true', 'false' or 'auto'"
         )));
     }
-    match command.as_str() {
-        "checkpoint" | "restore" => control::refuse_checkpoint(globals, command, rest),
-        "create" => create::create(globals, rest),
-        "run" => create::run(globals, rest),
-        "start" => create::start(globals, rest),
-        "exec" => exec::exec(globals, rest),
-        "state" => inspect::state(globals, rest),
-        "list" => inspect::list(globals, rest),
-        "ps" => inspect::ps(globals, rest),
-        "events" => inspect::events(globals, rest),
-        "features" => inspect::features(),
-        "spec" => inspect::spec(rest),
-        "kill" => control::kill(globals, rest),
-        "delete" => control::delete(globals, rest),
-        "pause" => control::pause(globals, rest),
-        "resume" => control::resume(globals, rest),
-        "update" => control::update(globals, rest),
-        "help" => print(USAGE).map(|()| 0),
-        other => Err(Failure {
-            text: format!("No help topic for '{other}'"),
-            code: 3,
-            usage: false,
-        }),
-    }
+    (command.run)(globals, rest)
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -264,9 +218,10 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 impl Globals {
-    fn debug(&self, text: &str) {
+    /// Made only when somebody wants to read it.
+    fn debug(&self, text: impl FnOnce() -> String) {
         if self.debug {
-            say(Some(self), "debug", text);
+            say(Some(self), "debug", &text());
         }
     }
 
@@ -277,9 +232,10 @@ impl Globals {
 }
 
 /// The error where the caller looks for it: the log if there is one, and stderr.
-fn complain(globals: Option<&Globals>, failure: &Failure) {
+fn complain(globals: Option<&Globals>, command: Option<&help::Command>, failure: &Failure) {
     if failure.usage {
-        let _ = print(&format!("Incorrect Usage: {}\n\n{USAGE}", failure.text));
+        let usage = command.map_or_else(help::program, help::command);
+        let _ = print(&format!("Incorrect Usage: {}\n\n{usage}", failure.text));
     }
     say(globals, "error", &failure.text);
 }

@@ -5,7 +5,7 @@
 //! read-only mount, which belongs to no mount namespace and so cannot be remounted either. That copies nothing. Where
 //! mounts are not allowed, it is a sealed copy in memory.
 
-use super::Failure;
+use super::{Failure, Globals};
 use gantry_linux::mount::{self, Attributes, attribute};
 use gantry_linux::process::{self, Strings};
 use gantry_linux::program;
@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Returns when this process already runs from such a view.
-pub(super) fn ensure() -> Result<(), Failure> {
+pub(super) fn ensure(globals: &Globals) -> Result<(), Failure> {
     let open = |flags| {
         rustix::fs::openat(
             CWD,
@@ -29,6 +29,7 @@ pub(super) fn ensure() -> Result<(), Failure> {
     if is_protected(&program) {
         return Ok(());
     }
+    globals.debug(|| "running again from a view of this program that nobody can write".to_owned());
     let error = match read_only_view(&program) {
         Ok(view) => run_again(&view),
         Err(e) => e,

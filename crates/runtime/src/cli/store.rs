@@ -67,9 +67,7 @@ pub(super) fn claim(globals: &Globals, id: &str) -> Result<PathBuf, Failure> {
     }
     match made {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(Failure::new(format!(
-                "container with given ID already exists: {id}"
-            )));
+            return Err(Failure::new("container with given ID already exists"));
         }
         other => other?,
     }
@@ -193,11 +191,12 @@ impl Container {
         if !self.is_alive() {
             return Status::Stopped;
         }
-        if self.fifo().exists() {
-            return Status::Created;
-        }
+        // First: who joins a created one that is frozen would wait.
         if self.stored.cgroup.is_frozen() {
             return Status::Paused;
+        }
+        if self.fifo().exists() {
+            return Status::Created;
         }
         Status::Running
     }

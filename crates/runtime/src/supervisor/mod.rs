@@ -877,6 +877,7 @@ const OPTIONS: Options<'static> = Options {
     preserve_fds: 0,
     cgroup: None,
     exec_fifo: None,
+    ignore_frozen: false,
 };
 
 const SIGKILL: i32 = 9;
