@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which of our crates each crate may depend on. `ARCHITECTURE.md` draws it; an arrow that is not here is a decision, not a line.
-const EDGES: [(&str, &[&str]); 15] = [
+const EDGES: [(&str, &[&str]); 16] = [
     ("gantry-base", &[]),
     ("gantry-oci", &["base"]),
     ("gantry-docker-api", &["base", "oci"]),
@@ -14,6 +14,7 @@ const EDGES: [(&str, &[&str]); 15] = [
     ("gantry-runtime", &["linux", "oci"]),
     ("gantry-image", &["base", "linux", "oci"]),
     ("gantry-network", &["base", "linux"]),
+    ("gantry-registry", &["base"]),
     ("gantry-store", &["base"]),
     ("gantry-kube-api", &["base", "oci"]),
     (
@@ -52,6 +53,7 @@ const EDGES: [(&str, &[&str]); 15] = [
             "engine",
             "docker-api",
             "docker",
+            "registry",
             "store",
             "kube-api",
         ],

@@ -38,6 +38,8 @@ pub enum Verb {
     Doctor(OutputArgs),
     /// Check or repair the files of the cluster state, while the platform is down
     Store(StoreArgs),
+    /// Serve the registry alone, or look after its accounts and files
+    Registry(Box<RegistryArgs>),
     /// Print the version
     Version(OutputArgs),
     /// Serve TCP for the node that started it
@@ -118,6 +120,85 @@ pub enum StoreVerb {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct RegistryArgs {
+    #[command(flatten)]
+    pub serve: RegistryServeArgs,
+    #[command(subcommand)]
+    pub verb: Option<RegistryVerb>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RegistryServeArgs {
+    /// IP:PORT; port 0 takes a free one [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Certificate (PEM); needed beyond loopback
+    #[arg(long, value_name = "FILE")]
+    pub tlscert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE")]
+    pub tlskey: Option<PathBuf>,
+    /// Serve plain HTTP beyond loopback: something in front of this ends TLS
+    #[arg(long)]
+    pub plain_http: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RegistryVerb {
+    /// Who may do what
+    Account(AccountArgs),
+    /// Take away what nothing names any more, as the policy says; servers may run meanwhile
+    Collect {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Keep what was claimed within so many seconds, whatever the policy says
+        #[arg(long, value_name = "SECONDS")]
+        grace: Option<u64>,
+        #[command(flatten)]
+        how: OutputArgs,
+    },
+    /// Read every byte; set aside and name what is damaged
+    Check,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AccountArgs {
+    #[command(subcommand)]
+    pub verb: AccountVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AccountVerb {
+    /// Make or change a person's account; the password is read from stdin
+    Set {
+        name: String,
+        /// REPOSITORIES:ACTIONS, such as 'team/*:read,write,delete'; may be given more than once
+        #[arg(long, value_name = "GRANT", required = true)]
+        grant: Vec<String>,
+    },
+    /// Make a robot's account, or give it a new secret; prints the secret
+    Robot {
+        name: String,
+        #[arg(long, value_name = "GRANT", required = true)]
+        grant: Vec<String>,
+        /// When it ends: 2030-01-31T00:00:00Z, or from now: 12h, 30d
+        #[arg(long, value_name = "WHEN")]
+        expires: Option<String>,
+    },
+    /// What callers without an account may do; nothing without --grant
+    Anonymous {
+        #[arg(long, value_name = "GRANT")]
+        grant: Vec<String>,
+    },
+    /// Take an account away
+    Remove { name: String },
+    /// List accounts
+    List(OutputArgs),
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct DownArgs {
     /// Also remove every container, mount, rule, bridge, cgroup and file of this instance
     #[arg(long)]
@@ -154,6 +235,9 @@ pub struct UpArgs {
     /// A JSON object with these flags' names as keys; flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The registry: IP:PORT or off [default: 127.0.0.1:5000, unless something else listens there]
+    #[arg(long, value_name = "ADDRESS")]
+    pub registry: Option<String>,
     /// Run the demo container and say how to go on
     #[arg(long)]
     pub demo: bool,
@@ -173,8 +257,6 @@ pub struct UpArgs {
 pub struct LaterArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub kube: Option<String>,
-    #[arg(long, value_name = "ADDRESS")]
-    pub registry: Option<String>,
     #[arg(long, value_name = "ADDRESS")]
     pub router: Option<String>,
     #[arg(long, value_name = "ADDRESS")]

@@ -188,6 +188,9 @@ pub struct Daemon {
     /// Addresses on TCP, as `tcp://IP:PORT`.
     #[serde(default)]
     pub docker_tcp: Vec<String>,
+    /// Where the registry listens, as `IP:PORT`; `None` when it is off.
+    #[serde(default)]
+    pub registry: Option<String>,
     pub started_at: jiff::Timestamp,
 }
 
@@ -397,6 +400,7 @@ mod tests {
             run_dir: dirs.run.clone(),
             docker: None,
             docker_tcp: Vec::new(),
+            registry: None,
             started_at: jiff::Timestamp::UNIX_EPOCH,
         };
         locks.describe(&me).unwrap();
@@ -426,6 +430,7 @@ mod tests {
                 run_dir: first.run.clone(),
                 docker: None,
                 docker_tcp: Vec::new(),
+                registry: None,
                 started_at: jiff::Timestamp::UNIX_EPOCH,
             })
             .unwrap();

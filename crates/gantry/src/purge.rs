@@ -19,21 +19,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at a cgroup that is emptying.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What an instance puts into `D`.
-const DATA_NAMES: [&str; 8] = [
+const DATA_NAMES: [&str; 9] = [
     "node.redb",
     "events.json",
     "images",
     "containers",
     "volumes",
+    "registry",
     "tmp",
     "instance",
     "lock",
 ];
 /// What an instance puts into `R`.
-const RUN_NAMES: [&str; 9] = [
+const RUN_NAMES: [&str; 10] = [
     "c",
     "docker.sock",
     "front.sock",
+    "registry.sock",
     "docker-init",
     "spawner.sock",
     "gantry.log",

@@ -7,7 +7,7 @@
 //! `data-dir` and `run-dir` may stand in it too. Unknown keys are refused, so that a typo does not pass in silence.
 
 use crate::args::{DirArgs, LaterArgs, UpArgs};
-use crate::front::{TlsFiles, Wanted};
+use crate::front::{RegistryAddress, TlsFiles, Wanted};
 use crate::instance::Dirs;
 use anyhow::{Context, bail};
 use gantry_network::Firewall;
@@ -21,6 +21,8 @@ const CONFIG_LIMIT: u64 = 1 << 20;
 const SOCKET_PATH_LIMIT: usize = 107;
 /// Addresses on TCP.
 const TCP_LIMIT: usize = 8;
+/// Where clients expect a registry.
+pub const DEFAULT_REGISTRY: &str = "127.0.0.1:5000";
 /// Docker's own range. Every address and route of the host is left out when subnets are cut from it.
 const DEFAULT_SUBNET_POOL: &str = "172.16.0.0/12";
 
@@ -30,7 +32,7 @@ pub struct Settings {
     pub dirs: Dirs,
     /// Socket of the Docker API; `None` is `off`.
     pub docker: Option<PathBuf>,
-    /// The Docker API on TCP, through `gantry front`.
+    /// The Docker API on TCP and the registry, through `gantry front`.
     pub front: Wanted,
     pub subnet_pool: ipnet::Ipv4Net,
     pub firewall: Firewall,
@@ -220,17 +222,50 @@ fn front(tcp: &[&String], up: &UpArgs, file: &ConfigFile) -> anyhow::Result<Want
         }
         addresses.push(parsed);
     }
-    if addresses.is_empty() && tls.is_some() {
-        bail!("--tlscert is for tcp:// addresses; add --docker tcp://IP:PORT");
+    let registry = registry(
+        up.registry.as_ref().or(file.registry.as_ref()),
+        tls.is_some(),
+    )?;
+    let encrypted = registry.is_some_and(|registry| !registry.address.ip().is_loopback());
+    if addresses.is_empty() && tls.is_some() && !encrypted {
+        bail!(
+            "--tlscert is for tcp:// addresses and a registry beyond loopback; add --docker tcp://IP:PORT"
+        );
     }
-    Ok(Wanted { addresses, tls })
+    Ok(Wanted {
+        addresses,
+        registry,
+        tls,
+    })
+}
+
+/// Beyond loopback passwords and content travel encrypted.
+fn registry(typed: Option<&String>, tls: bool) -> anyhow::Result<Option<RegistryAddress>> {
+    let text = match typed.map(String::as_str) {
+        Some("off") => return Ok(None),
+        Some(text) => text.replace("localhost:", "127.0.0.1:"),
+        None => DEFAULT_REGISTRY.to_owned(),
+    };
+    let address: SocketAddr = text.parse().map_err(|_| {
+        anyhow::anyhow!(
+            "--registry {text} needs an address and a port, such as {DEFAULT_REGISTRY}, or off"
+        )
+    })?;
+    if !address.ip().is_loopback() && !tls {
+        bail!(
+            "--registry {address} would send passwords and images in the clear; add --tlscert and --tlskey, or listen on 127.0.0.1"
+        );
+    }
+    Ok(Some(RegistryAddress {
+        address,
+        typed: typed.is_some(),
+    }))
 }
 
 /// The parts of the contract that this build does not carry refuse to be switched on, instead of being ignored.
 fn refuse_later(flags: &LaterArgs, file: &ConfigFile) -> anyhow::Result<()> {
     let parts = [
         ("kube", &flags.kube, &file.kube, "off"),
-        ("registry", &flags.registry, &file.registry, "off"),
         ("router", &flags.router, &file.router, "off"),
         ("router-tls", &flags.router_tls, &file.router_tls, "off"),
         ("console", &flags.console, &file.console, "off"),
@@ -339,7 +374,6 @@ mod tests {
     fn what_this_build_lacks_is_refused_by_name() {
         for flag in [
             "kube",
-            "registry",
             "router",
             "router-tls",
             "console",

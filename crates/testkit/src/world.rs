@@ -160,6 +160,10 @@ impl World {
             .args(&words[1..])
             .args(self.dir_flags())
             .args(&self.options.flags);
+        // Its default port is the same for all worlds of a network namespace.
+        if !self.options.flags.iter().any(|flag| flag == "--registry") {
+            command.args(["--registry", "off"]);
+        }
         let folders: Vec<_> = self
             .options
             .cgroups

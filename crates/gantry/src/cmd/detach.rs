@@ -65,6 +65,12 @@ fn words(settings: &Settings, up: &UpArgs) -> Vec<OsString> {
     for address in &settings.front.addresses {
         flag("--docker", format!("tcp://{address}").as_ref());
     }
+    let registry = settings.front.registry;
+    // Left out when it is the default, which gives way to another program on its port.
+    if registry.is_none_or(|registry| registry.typed) {
+        let address = registry.map_or_else(|| "off".to_owned(), |r| r.address.to_string());
+        flag("--registry", address.as_ref());
+    }
     if let Some(tls) = &settings.front.tls {
         flag("--tlscert", tls.certificate.as_os_str());
         flag("--tlskey", tls.key.as_os_str());

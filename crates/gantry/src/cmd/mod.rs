@@ -10,6 +10,7 @@ mod env;
 mod exec;
 mod images;
 mod logs;
+mod registry;
 mod run;
 mod set;
 mod status;
@@ -36,6 +37,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Verb::Doctor(how) => doctor::run(&dirs()?, how.output),
         Verb::Version(how) => version::run(how.output),
         Verb::Store(args) => store::run(&dirs()?, &args),
+        Verb::Registry(args) => registry::run(&dirs()?, *args),
         Verb::Front { uid } => crate::front::child::run(uid),
         Verb::Runtime { words } => Err(crate::runtime_program::exec(&words)),
         verb => {
@@ -74,6 +76,7 @@ async fn ask(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         | Verb::Doctor(_)
         | Verb::Version(_)
         | Verb::Store(_)
+        | Verb::Registry(_)
         | Verb::Front { .. }
         | Verb::Runtime { .. } => unreachable!("answered by run()"),
     }

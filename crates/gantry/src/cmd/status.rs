@@ -46,6 +46,7 @@ pub async fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
             "startedAt": daemon.started_at.to_string(),
             "docker": docker,
             "dockerTcp": daemon.docker_tcp,
+            "registry": daemon.registry,
             "containers": {
                 "running": number("ContainersRunning"),
                 "paused": number("ContainersPaused"),
@@ -69,6 +70,8 @@ pub async fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
     for address in &daemon.docker_tcp {
         output::line(format!("  docker      {address}"))?;
     }
+    let registry = daemon.registry.as_deref().unwrap_or("off");
+    output::line(format!("  registry    {registry}"))?;
     if daemon.docker.is_some() {
         output::line(format!(
             "  containers  {} running, {} paused, {} stopped",

@@ -60,6 +60,12 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     }
     let instance = dirs.instance_or_new()?;
     let front = Front::prepare(&settings.front, &dirs.run, &instance)?;
+    let given_way = front.as_ref().and_then(|front| front.given_way.clone());
+    let front = front.filter(|front| !front.is_empty());
+    let registry = match front.as_ref().and_then(Front::registry) {
+        Some(address) => Some((address, super::registry::open(dirs, address)?)),
+        None => None,
+    };
     let me = i32::try_from(std::process::id()).context("reading the own process id")?;
     let daemon = Daemon {
         pid: me,
@@ -70,6 +76,7 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         run_dir: dirs.run.clone(),
         docker: settings.docker.clone(),
         docker_tcp: front.as_ref().map(Front::addresses).unwrap_or_default(),
+        registry: registry.as_ref().map(|(address, _)| address.to_string()),
         started_at: jiff::Timestamp::now(),
     };
     locks.describe(&daemon)?;
@@ -84,6 +91,14 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         None => None,
     };
     let (front_socket, front_place) = front_listener.map(Listener::into_parts).unzip();
+    let registry_listener = match (&front, &registry) {
+        (Some(front), Some(_)) => Some(Listener::bind_for(
+            &dirs.run.join(front::REGISTRY_SOCKET),
+            front.uid,
+        )?),
+        _ => None,
+    };
+    let (registry_socket, registry_place) = registry_listener.map(Listener::into_parts).unzip();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -109,6 +124,16 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             }
             None => None,
         };
+        let registry_serving = match (registry, registry_socket) {
+            (Some((_, registry)), Some(socket)) => {
+                let listener = tokio::net::UnixListener::from_std(socket)
+                    .context("handing the registry's socket to the async runtime")?;
+                let listener = gantry_registry::Listener::Front(listener);
+                tokio::spawn(registry.clone().maintain(stopped.clone()));
+                Some(tokio::spawn(gantry_registry::serve(registry, listener, stopped.clone())))
+            }
+            _ => None,
+        };
         let tcp = match (front, front_socket) {
             (Some(mut front), Some(socket)) => {
                 let listener = tokio::net::UnixListener::from_std(socket)
@@ -123,6 +148,11 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         for address in &daemon.docker_tcp {
             let open = if settings.front.tls.is_some() { "" } else { ": every user of this machine is root there" };
             talk.line(&format!("docker on {address}{open}"));
+        }
+        match (&daemon.registry, &given_way) {
+            (Some(address), _) => talk.line(&format!("registry on {address}")),
+            (None, Some(why)) => talk.line(&format!("no registry: {why}; say --registry 127.0.0.1:0 for a free port")),
+            (None, None) => {}
         }
         match &settings.docker {
             Some(socket) if up.demo => {
@@ -160,10 +190,13 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             let _ = tokio::time::timeout(GRACE, front).await;
             let _ = tokio::time::timeout(GRACE, serving).await;
         }
+        if let Some(serving) = registry_serving {
+            let _ = tokio::time::timeout(GRACE, serving).await;
+        }
         engine.shutdown().await;
         anyhow::Ok(())
     });
-    for place in place.into_iter().chain(front_place) {
+    for place in place.into_iter().chain(front_place).chain(registry_place) {
         place.remove();
     }
     // A blocking thread in the middle of an archive must not hold the exit up: what it did is undone at the next start.

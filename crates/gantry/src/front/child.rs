@@ -1,6 +1,6 @@
 //! The front's own process: gives up every right first, then takes its listeners from the node and serves.
 
-use super::{ERROR, LOG, MESSAGE_LIMIT, Message, READY, SOCKET, Tls};
+use super::{ERROR, Face, LOG, MESSAGE_LIMIT, Message, READY, REGISTRY_SOCKET, SOCKET, Tls};
 use anyhow::{Context, bail};
 use gantry_linux::capabilities::{self, Sets};
 use gantry_linux::{ipc, landlock, process, program};
@@ -9,17 +9,20 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use std::io::IoSlice;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 /// Connections at one time; more wait in the listeners' queues.
 const CONNECTIONS: usize = 1024;
+/// Bytes that are read and passed on at a time, each way of each connection.
+const PASSED: usize = 32 << 10;
 /// A client that takes longer over its greeting is hung up on.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -36,19 +39,20 @@ pub fn run(uid: u32) -> anyhow::Result<ExitCode> {
         bail!("gantry front is started by gantry up");
     }
     match prepare(uid, &control) {
-        Ok((listeners, acceptor)) => {
+        Ok(listeners) => {
             say(&control, READY, "");
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            runtime.block_on(serve(control, listeners, acceptor))?;
+            runtime.block_on(serve(control, listeners))?;
         }
         Err(error) => say(&control, ERROR, &crate::sentence(&error)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-type Prepared = (Vec<std::net::TcpListener>, Option<TlsAcceptor>);
+/// What a listener's clients speak, and how.
+type Prepared = Vec<(std::net::TcpListener, Face, Option<TlsAcceptor>)>;
 
 fn prepare(uid: u32, control: &OwnedFd) -> anyhow::Result<Prepared> {
     give_up_rights(uid)?;
@@ -57,12 +61,23 @@ fn prepare(uid: u32, control: &OwnedFd) -> anyhow::Result<Prepared> {
         ipc::receive(control, &mut buffer).context("receiving the listeners")?;
     let message: Message =
         serde_json::from_slice(&buffer[..length]).context("reading the node's message")?;
-    let acceptor = server_config(message.tls.as_ref())?.map(TlsAcceptor::from);
-    let listeners = descriptors
+    let docker = server_config(message.tls.as_ref())?.map(TlsAcceptor::from);
+    // The registry's clients prove who they are with accounts.
+    let without_authority = message.tls.map(|tls| Tls {
+        authority: None,
+        ..tls
+    });
+    let registry = server_config(without_authority.as_ref())?.map(TlsAcceptor::from);
+    let acceptor = |face| match face {
+        Face::Docker => docker.clone(),
+        Face::Registry { tls: true } => registry.clone(),
+        Face::Registry { tls: false } => None,
+    };
+    Ok(descriptors
         .into_iter()
-        .map(std::net::TcpListener::from)
-        .collect();
-    Ok((listeners, acceptor))
+        .zip(message.faces)
+        .map(|(listener, face)| (std::net::TcpListener::from(listener), face, acceptor(face)))
+        .collect())
 }
 
 /// In this order: each step needs what the next one takes away.
@@ -134,18 +149,15 @@ pub(super) fn server_config(tls: Option<&Tls>) -> anyhow::Result<Option<Arc<Serv
     Ok(Some(Arc::new(config)))
 }
 
-async fn serve(
-    control: OwnedFd,
-    listeners: Vec<std::net::TcpListener>,
-    acceptor: Option<TlsAcceptor>,
-) -> anyhow::Result<()> {
+async fn serve(control: OwnedFd, listeners: Prepared) -> anyhow::Result<()> {
     let control = Arc::new(control);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    for listener in listeners {
+    for (listener, face, acceptor) in listeners {
         let listener = TcpListener::from_std(listener).context("a listener")?;
         tokio::spawn(accept(
             listener,
-            acceptor.clone(),
+            face,
+            acceptor,
             places.clone(),
             control.clone(),
         ));
@@ -163,6 +175,7 @@ async fn serve(
 
 async fn accept(
     listener: TcpListener,
+    face: Face,
     acceptor: Option<TlsAcceptor>,
     places: Arc<Semaphore>,
     control: Arc<OwnedFd>,
@@ -173,10 +186,10 @@ async fn accept(
             .await
             .expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((client, _)) => {
+            Ok((client, address)) => {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
-                    connection(client, acceptor).await;
+                    connection(client, address.ip(), face, acceptor).await;
                     drop(place);
                 });
             }
@@ -189,24 +202,42 @@ async fn accept(
     }
 }
 
-async fn connection(client: TcpStream, acceptor: Option<TlsAcceptor>) {
+async fn connection(client: TcpStream, address: IpAddr, face: Face, acceptor: Option<TlsAcceptor>) {
     let _ = client.set_nodelay(true);
+    // The registry limits who comes too often, so it learns who comes.
+    let (socket, preface) = match face {
+        Face::Docker => (SOCKET, None),
+        Face::Registry { tls } => (
+            REGISTRY_SOCKET,
+            Some(gantry_registry::preface(tls, address)),
+        ),
+    };
     match acceptor {
-        None => pass_on(client).await,
+        None => pass_on(client, socket, preface).await,
         // A failed greeting is the client's affair; it was told by TLS itself.
         Some(acceptor) => {
             let greeting = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(client));
             if let Ok(Ok(client)) = greeting.await {
-                pass_on(client).await;
+                pass_on(client, socket, preface).await;
             }
         }
     }
 }
 
 /// Both ways until both have ended: a client that has said all still hears the answer.
-async fn pass_on(mut client: impl AsyncRead + AsyncWrite + Unpin) {
+async fn pass_on(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    socket: &str,
+    preface: Option<[u8; 17]>,
+) {
     // Relative to `R`, which we were started in: its parents may be closed to our user.
-    if let Ok(mut node) = UnixStream::connect(SOCKET).await {
-        let _ = copy_bidirectional(&mut client, &mut node).await;
+    if let Ok(mut node) = UnixStream::connect(socket).await {
+        if let Some(preface) = preface
+            && node.write_all(&preface).await.is_err()
+        {
+            return;
+        }
+        // Larger than tokio's own 8 KiB: the registry's clients move layers.
+        let _ = copy_bidirectional_with_sizes(&mut client, &mut node, PASSED, PASSED).await;
     }
 }

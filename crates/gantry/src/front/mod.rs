@@ -1,7 +1,7 @@
 //! `gantry front`: every TCP listener, in a process that may do nothing else.
 //!
 //! ```text
-//! client ──TCP, TLS──► gantry front ──R/front.sock──► gantry up (root, unix sockets only)
+//! client ──TCP, TLS──► gantry front ──R/front.sock, R/registry.sock──► gantry up (root, unix sockets only)
 //!                      own uid, no capabilities, no_new_privs, landlock
 //! ```
 //! The node binds the listeners (so that a refusal names flag and holder), reads keys and certificates, hands both over one control
@@ -29,6 +29,8 @@ use tokio::sync::watch;
 
 /// Where the node listens for its front, below `R`.
 pub const SOCKET: &str = "front.sock";
+/// The same for the registry's clients.
+pub const REGISTRY_SOCKET: &str = "registry.sock";
 /// A key or a chain of certificates longer than this is refused: all of them travel in one message.
 const PEM_LIMIT: u64 = 48 << 10;
 /// One message on the control socket.
@@ -49,7 +51,25 @@ const LOG: u8 = b'L';
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub addresses: Vec<SocketAddr>,
+    pub registry: Option<RegistryAddress>,
     pub tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryAddress {
+    pub address: SocketAddr,
+    /// Somebody asked for it, so it must be had. The default gives way to another program on its port.
+    pub typed: bool,
+}
+
+/// What a listener's clients speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Face {
+    Docker,
+    /// With TLS beyond loopback.
+    Registry {
+        tls: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +91,8 @@ struct Tls {
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
     tls: Option<Tls>,
+    /// One for each listener that comes along.
+    faces: Vec<Face>,
 }
 
 /// Listeners that are bound and what a front needs to serve them.
@@ -79,6 +101,9 @@ pub struct Front {
     /// Bound, and not handed over yet.
     listeners: Option<Vec<TcpListener>>,
     addresses: Vec<SocketAddr>,
+    faces: Vec<Face>,
+    /// Why a default listener is off.
+    pub given_way: Option<String>,
     message: Vec<u8>,
     run_dir: PathBuf,
     pub uid: u32,
@@ -91,17 +116,34 @@ impl Front {
         run_dir: &Path,
         instance: &str,
     ) -> anyhow::Result<Option<Self>> {
-        if wanted.addresses.is_empty() {
+        if wanted.addresses.is_empty() && wanted.registry.is_none() {
             return Ok(None);
         }
         let tls = wanted.tls.as_ref().map(read_tls).transpose()?;
         // Before any client is kept waiting for a mistake in a file.
         child::server_config(tls.as_ref())?;
-        let listeners: Vec<_> = wanted
-            .addresses
-            .iter()
-            .map(bind)
-            .collect::<Result<_, _>>()?;
+        let mut listeners = Vec::new();
+        let mut faces = Vec::new();
+        for address in &wanted.addresses {
+            listeners.push(bind(*address, Face::Docker)?);
+            faces.push(Face::Docker);
+        }
+        let mut given_way = None;
+        if let Some(registry) = wanted.registry {
+            let face = Face::Registry {
+                tls: !registry.address.ip().is_loopback(),
+            };
+            match bind(registry.address, face) {
+                Ok(listener) => {
+                    listeners.push(listener);
+                    faces.push(face);
+                }
+                Err(error) if !registry.typed && is_taken(&error) => {
+                    given_way = Some(crate::sentence(&error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let addresses = listeners
             .iter()
             .map(TcpListener::local_addr)
@@ -109,7 +151,13 @@ impl Front {
         Ok(Some(Self {
             listeners: Some(listeners),
             addresses: addresses.context("reading a listener's address")?,
-            message: serde_json::to_vec(&Message { tls }).expect("strings serialise"),
+            message: serde_json::to_vec(&Message {
+                tls,
+                faces: faces.clone(),
+            })
+            .expect("strings serialise"),
+            faces,
+            given_way,
             run_dir: run_dir.to_owned(),
             uid: uid_of(instance),
         }))
@@ -117,17 +165,39 @@ impl Front {
 
     /// Where it really listens, with the ports that the kernel chose.
     pub fn addresses(&self) -> Vec<String> {
-        self.addresses
-            .iter()
-            .map(|a| format!("tcp://{a}"))
+        let docker = self.listeners().filter(|(face, _)| *face == Face::Docker);
+        docker
+            .map(|(_, address)| format!("tcp://{address}"))
             .collect()
+    }
+
+    /// The same for the registry; `None` when it is off.
+    pub fn registry(&self) -> Option<SocketAddr> {
+        self.listeners()
+            .find(|(face, _)| matches!(face, Face::Registry { .. }))
+            .map(|(_, address)| address)
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = (Face, SocketAddr)> {
+        self.faces
+            .iter()
+            .copied()
+            .zip(self.addresses.iter().copied())
+    }
+
+    /// Nothing is listened on: the default gave way.
+    pub fn is_empty(&self) -> bool {
+        self.faces.is_empty()
     }
 
     /// A front that serves. It alone has the listeners then.
     pub async fn start(&mut self) -> anyhow::Result<Running> {
         let listeners = match self.listeners.take() {
             Some(listeners) => listeners,
-            None => self.addresses.iter().map(bind).collect::<Result<_, _>>()?,
+            None => self
+                .listeners()
+                .map(|(face, address)| bind(address, face))
+                .collect::<Result<_, _>>()?,
         };
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -250,13 +320,22 @@ fn read_tls(files: &TlsFiles) -> anyhow::Result<Tls> {
     })
 }
 
-fn bind(address: &SocketAddr) -> anyhow::Result<TcpListener> {
+fn is_taken(error: &anyhow::Error) -> bool {
+    let source = error.downcast_ref::<std::io::Error>();
+    source.is_some_and(|e| e.kind() == std::io::ErrorKind::AddrInUse)
+}
+
+fn bind(address: SocketAddr, face: Face) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).map_err(|error| {
         let who = match error.kind() {
-            std::io::ErrorKind::AddrInUse => holder(*address).unwrap_or_default(),
+            std::io::ErrorKind::AddrInUse => holder(address).unwrap_or_default(),
             _ => String::new(),
         };
-        anyhow::Error::new(error).context(format!("listening on --docker tcp://{address}{who}"))
+        let flag = match face {
+            Face::Docker => "--docker tcp://",
+            Face::Registry { .. } => "--registry ",
+        };
+        anyhow::Error::new(error).context(format!("listening on {flag}{address}{who}"))
     })?;
     listener.set_nonblocking(true).context("a listener")?;
     Ok(listener)
@@ -340,7 +419,7 @@ mod tests {
     fn a_taken_port_names_flag_and_holder() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let refusal = crate::sentence(&bind(&address).unwrap_err());
+        let refusal = crate::sentence(&bind(address, Face::Docker).unwrap_err());
         let expected = format!(
             "listening on --docker tcp://{address}, which pid {} (",
             std::process::id()
