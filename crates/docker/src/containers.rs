@@ -847,6 +847,9 @@ fn networks(record: &Record) -> BTreeMap<&str, doc::Endpoint> {
         let endpoint = map.entry(name).or_default();
         endpoint.aliases = wished.aliases.clone();
         endpoint.driver_opts = wished.driver_opts.clone();
+        if !matches!(name.as_str(), "bridge" | "host" | "none") {
+            endpoint.dns_names = Some(gantry_engine::names_in_network(record, wished));
+        }
     }
     if let (true, Some(name)) = (map.is_empty(), mode_network(record)) {
         map.insert(name, doc::Endpoint::default());

@@ -41,6 +41,7 @@ pub use archive::{Commit, PathStat, TarStream};
 pub use container::attach::{Attach, Attached, Input, Stream};
 pub use container::create::Created;
 pub use container::exec::{Exec, ExecStart};
+pub use container::naming::names_in_network;
 pub use container::remove::Remove;
 pub use container::set::Set;
 pub use container::wait::{WaitCondition, Waited};

@@ -345,6 +345,30 @@ impl Handle {
         })
     }
 
+    /// The container's sockets at 127.0.0.11: datagrams, listener.
+    pub async fn names(&self) -> Result<[OwnedFd; 2]> {
+        let mut stream = self.connect().await?;
+        let frame = proto::json_frame(kind::REQUEST, &Request::Names);
+        stream.write_all(&frame).await.map_err(not_running)?;
+        let mut buffer = [0; 4096];
+        let received = stream.async_io(Interest::READABLE, || ipc::receive(&stream, &mut buffer));
+        let (length, descriptors) = received.await.map_err(not_running)?;
+        let Ok(Some((kind::EVENT, payload))) = proto::parse_header(&buffer[..length]) else {
+            return Err(not_running(io::ErrorKind::UnexpectedEof.into()));
+        };
+        // An answer is far smaller than the buffer and was written as one.
+        let payload = buffer.get(HEADER..HEADER + payload).unwrap_or_default();
+        match parse_event(payload)? {
+            Event::Names => descriptors
+                .try_into()
+                .map_err(|_| Error::internal("the supervisor sent no sockets for names")),
+            Event::Refused { message } => Err(Error::conflict(message)),
+            _ => Err(Error::internal(
+                "the supervisor answered a request for names with nonsense",
+            )),
+        }
+    }
+
     /// Runs one more process in the container. The inner error is about that process, the outer one about reaching the supervisor.
     pub async fn exec(
         &self,
@@ -387,7 +411,7 @@ impl Handle {
             }
             Event::Failed { code, message } => Ok(Err(StartError { code, message })),
             Event::Refused { message } => Err(Error::conflict(message)),
-            Event::State { .. } | Event::Exited(_) | Event::Attached { .. } => Err(
+            Event::State { .. } | Event::Exited(_) | Event::Attached { .. } | Event::Names => Err(
                 Error::internal("the supervisor answered an exec with nonsense"),
             ),
         }
@@ -457,7 +481,7 @@ fn note(seen: &watch::Sender<Seen>, event: Event) {
         }
         Event::Exited(exit) => seen.send_modify(|seen| seen.exit = Some(exit)),
         Event::State { exit, .. } => seen.send_modify(|seen| seen.exit = exit.or(seen.exit.take())),
-        Event::Attached { .. } => {}
+        Event::Attached { .. } | Event::Names => {}
         Event::Refused { message } => tracing::warn!(message, "a supervisor refused a request"),
     }
 }
@@ -519,7 +543,8 @@ impl Output {
                     Event::State { .. }
                     | Event::Started { .. }
                     | Event::Failed { .. }
-                    | Event::Attached { .. } => continue,
+                    | Event::Attached { .. }
+                    | Event::Names => continue,
                 },
                 // A newer supervisor may say more than we understand.
                 Some(_) => continue,

@@ -164,6 +164,7 @@ impl World {
             run_dir,
             stdin: Stdin::Closed,
             links: Vec::new(),
+            names: false,
             ports: Vec::new(),
             attach: Vec::new(),
             console_size: None,

@@ -25,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dns;
 pub mod files;
 mod firewall;
 mod host;
@@ -136,6 +137,13 @@ pub struct Endpoint {
     pub mtu: u32,
 }
 
+impl Endpoint {
+    /// Every address with its prefix length.
+    pub fn addresses(&self) -> impl Iterator<Item = (IpAddr, u8)> + use<> {
+        [(IpAddr::V4(self.address), self.prefix_len)].into_iter()
+    }
+}
+
 /// A port that somebody asked to publish. `host_port` 0 picks a free one of the ephemeral range; a range picks the first free.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRequest {
@@ -170,6 +178,7 @@ struct Inner {
     settings: Settings,
     db: Db,
     state: Mutex<State>,
+    directory: Arc<dns::Directory>,
 }
 
 /// Everything that changes, under one lock: held for memory work and single kernel transactions only.
@@ -263,7 +272,13 @@ impl Networks {
             settings,
             db,
             state: Mutex::new(state),
+            directory: Arc::default(),
         })))
+    }
+
+    /// What containers are called; kept up to date by who runs them.
+    pub fn directory(&self) -> &Arc<dns::Directory> {
+        &self.0.directory
     }
 
     pub fn list(&self) -> Vec<Record> {
@@ -453,6 +468,7 @@ impl Networks {
 
     /// Gives back addresses, port reservations and NAT entries of a container. Unknown is fine.
     pub fn release(&self, container: &str) -> Result<()> {
+        self.0.directory.leave(container);
         let published = self.state().release(&self.0.settings, container)?;
         if let Some(udp) = published.iter().find(|f| f.binding.udp)
             && let Err(error) = gantry_linux::conntrack::forget_udp_to(udp.target)

@@ -25,6 +25,11 @@ impl Namespace {
             .context(|| format!("opening {path}"))
     }
 
+    /// The namespace itself.
+    pub fn into_file(self) -> File {
+        self.0
+    }
+
     #[cfg(test)]
     pub(crate) fn at(file: File) -> Self {
         Self(file)

@@ -29,7 +29,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// What to make.
-#[derive(Debug)]
 pub struct Launch<'a> {
     pub id: &'a str,
     pub spec: &'a Spec,
@@ -41,6 +40,8 @@ pub struct Launch<'a> {
     pub filter: Option<&'a Filter>,
     /// Interfaces to make in a new network namespace.
     pub links: &'a [Link],
+    /// Called with the init's process id once its namespaces have their links, while it builds its file system.
+    pub meanwhile: Option<&'a dyn Fn(i32) -> io::Result<()>>,
     pub options: Options<'a>,
 }
 
@@ -375,6 +376,9 @@ impl Child {
                 make_link(link, self.pid)?;
             }
             self.send(message::LINKED)?;
+        }
+        if let Some(work) = launch.meanwhile {
+            work(self.pid).failed("setting up the container's name server")?;
         }
         if let Some(hooks) = &launch.spec.hooks
             && hooks::needed_while_creating(hooks)

@@ -127,6 +127,9 @@ pub struct Spawn {
     pub stdin: Stdin,
     /// Interfaces to make in a new network namespace; empty for none, host and container:X.
     pub links: Vec<Link>,
+    /// Makes the sockets at 127.0.0.11 before the program runs ([`Request::Names`]).
+    #[serde(default)]
+    pub names: bool,
     pub ports: Vec<Forward>,
     pub attach: Vec<Streams>,
     /// Terminal size at birth, columns and rows.
@@ -222,6 +225,9 @@ pub enum Request {
     Signal { number: i32 },
     /// New terminal size; on a stream connection of an exec it is that exec's terminal.
     Resize { columns: u16, rows: u16 },
+    /// First frame on a new connection: the container's sockets at 127.0.0.11, made if they are not there yet. Answered with
+    /// [`Event::Names`] and two descriptors, datagrams first.
+    Names,
     /// New log limits after `update`; takes effect with the next line.
     SetLog {
         max_size: Option<u64>,
@@ -255,6 +261,8 @@ pub enum Event {
     Attached {
         since_ns: i64,
     },
+    /// Answer to [`Request::Names`].
+    Names,
     Refused {
         message: String,
     },

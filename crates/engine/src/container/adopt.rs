@@ -253,6 +253,8 @@ impl Engine {
             if let Some(handle) = handle {
                 slot.live().handle = Some(handle.clone());
                 self.rejoin(&slot.record());
+                self.announce(&slot.record());
+                self.serve_names(&slot, &handle);
                 self.watch(slot.clone(), handle);
                 self.watch_health(&slot);
                 if slot.record().replacing {

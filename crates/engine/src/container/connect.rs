@@ -85,7 +85,14 @@ impl Engine {
             self.save(slot, (*record).clone()).await?;
             return Err(error);
         }
-        self.say_network(&slot.record(), &endpoint, "connect");
+        let record = slot.record();
+        self.announce(&record);
+        self.files_joined(&record, &endpoint);
+        let handle = slot.live().handle.clone();
+        if let Some(handle) = handle {
+            self.serve_names(slot, &handle);
+        }
+        self.say_network(&record, &endpoint, "connect");
         Ok(())
     }
 
@@ -153,6 +160,8 @@ impl Engine {
         self.0.networks.leave(&namespace, &endpoint, &others)?;
         self.save(slot, next).await?;
         self.0.networks.disconnect(&record.id, &endpoint);
+        self.announce(&slot.record());
+        self.files_left(&record, &endpoint);
         self.say_network(&record, &endpoint, "disconnect");
         Ok(())
     }

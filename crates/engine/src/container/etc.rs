@@ -3,13 +3,15 @@
 
 use super::Record;
 use super::validate::split_extra_host;
-use gantry_network::files::{self, Resolver};
+use gantry_network::files;
 use std::net::IpAddr;
 
 /// What the texts depend on besides the record.
 #[derive(Debug, Default)]
 pub(crate) struct Around {
     pub(crate) addresses: Vec<IpAddr>,
+    /// It is in a user-defined network: asks our own server.
+    pub(crate) names: bool,
     /// What `host-gateway` stands for.
     pub(crate) gateway: Option<IpAddr>,
     /// Linked containers: names and address.
@@ -54,14 +56,10 @@ pub(crate) fn hostname(record: &Record) -> String {
 }
 
 pub(crate) fn resolv_conf(record: &Record, around: &Around) -> String {
-    let host = &record.host_config;
-    let wants = Resolver {
-        servers: host.dns.clone(),
-        search: host.dns_search.clone(),
-        options: host.dns_options.clone(),
-    };
-    match host.network_mode.as_str() {
+    let wants = super::naming::wanted_resolver(record);
+    match record.host_config.network_mode.as_str() {
         "host" => files::resolv_conf_of_host(&around.host_resolv, &wants),
+        _ if around.names => files::resolv_conf_of_names(&around.host_resolv, &wants),
         _ => files::resolv_conf(&around.host_resolv, &wants),
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Linked {
 }
 
 /// `other:alias`, `other`, `/other:/self/alias` → other and alias.
-fn parse(link: &str) -> Result<(&str, &str)> {
+pub(super) fn parse(link: &str) -> Result<(&str, &str)> {
     let (other, alias) = link.split_once(':').unwrap_or((link, link));
     let other = other.trim_start_matches('/');
     let alias = alias.rsplit('/').next().unwrap_or_default();
@@ -77,22 +77,13 @@ impl Engine {
             let Some(endpoint) = shared_endpoint(record, &target) else {
                 continue;
             };
-            hosts.push(line(&target, alias, endpoint));
+            // In a user-defined network the name server knows the alias, also after the other one's next start.
+            if !super::naming::has_names(endpoint) {
+                hosts.push(line(&target, alias, endpoint));
+            }
             // Variables are the bridge's; user-defined networks never had them.
             if record.host_config.network_mode == "bridge" {
                 env.extend(variables(record, &target, alias, endpoint));
-            }
-        }
-        for (network, settings) in &record.networks {
-            for link in settings.links.iter().flatten() {
-                let (other, alias) = parse(link)?;
-                // In a user-defined network the other one may come later.
-                let Ok(target) = self.get(other) else {
-                    continue;
-                };
-                if let Some(endpoint) = target.endpoints.get(network) {
-                    hosts.push(line(&target, alias, endpoint));
-                }
             }
         }
         Ok(Linked { hosts, env })

@@ -18,6 +18,7 @@ pub mod health;
 pub(crate) mod links;
 pub(crate) mod mounts;
 pub(crate) mod names;
+pub(crate) mod naming;
 pub(crate) mod profile;
 pub mod remove;
 pub mod rename;
@@ -260,6 +261,8 @@ pub(crate) struct Live {
     pub(crate) unhealthy: bool,
     /// Addresses that the next run gets again if they are free.
     pub(crate) keep_addresses: BTreeMap<String, std::net::Ipv4Addr>,
+    /// The container's questions for names are being answered.
+    pub(crate) names: bool,
     /// At most one shipper of the log at a time.
     pub(crate) shipping: Arc<tokio::sync::Mutex<()>>,
 }

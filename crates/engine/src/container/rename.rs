@@ -42,6 +42,9 @@ impl Engine {
         }
         let renamed = slot.set(renamed);
         self.0.containers.release(&record.name, &record.id);
+        if renamed.state.process().is_some() {
+            self.announce(&renamed);
+        }
         self.say(
             &renamed,
             "rename",

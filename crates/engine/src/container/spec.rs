@@ -43,6 +43,8 @@ pub(crate) struct World {
     /// Absolute, of the container's cgroups.
     pub(crate) cgroup_path: String,
     /// Processes whose namespaces are joined.
+    /// The host name of the container whose network is joined.
+    pub(crate) hostname_of: Option<String>,
     pub(crate) network_of: Option<i32>,
     pub(crate) ipc_of: Option<i32>,
     pub(crate) pid_of: Option<i32>,

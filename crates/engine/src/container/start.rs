@@ -10,11 +10,11 @@
 use super::etc::{self, Around};
 use super::spec::{self, FoundDevice, World};
 use super::{
-    Exit, Failure, Health, Process, Record, State, create, mounts, remove, table::Slot, validate,
+    Exit, Failure, Health, Process, Record, State, create, mounts, naming, remove, table::Slot,
+    validate,
 };
 use crate::{Engine, supervisor};
 use gantry_base::{Error, Result, ResultExt};
-use gantry_network::files::{SYSTEMD_RESOLV_CONF, is_stub};
 use gantry_network::{Endpoint, PortBinding};
 use gantry_oci::runtime::Device;
 use gantry_runtime::proto::{self, Forward, Link, Rootfs, Spawn, Stdin};
@@ -105,6 +105,10 @@ impl Engine {
             .prepare(&record.image, &self.container_dir(&record.id))?;
         let mut world = self.look_around(&record).await?;
         self.check_log_driver(&record).await?;
+        if let Some(hostname) = world.hostname_of.take() {
+            // One network is one name to those who look from outside.
+            record.config.hostname = hostname;
+        }
         let kept = std::mem::take(&mut slot.live().keep_addresses);
         record.endpoints = self.connect(&record, &kept)?;
         record.ports.clear();
@@ -137,6 +141,7 @@ impl Engine {
         if !is_shared {
             world.files = self.write_files(record, &endpoints, &world.link_hosts)?;
         }
+        self.announce(record);
         self.step("start.connected").await;
         let spec = spec::spec(record, &self.0.facts, world)?;
         let filter = self.0.filters.of(&record.host_config, &self.0.facts)?;
@@ -165,6 +170,7 @@ impl Engine {
                 (true, false) => Stdin::Open,
                 (true, true) => Stdin::Once,
             },
+            names: endpoints.iter().any(naming::has_names),
             links: endpoints
                 .iter()
                 .enumerate()
@@ -239,6 +245,7 @@ impl Engine {
             self.say_network(&record, endpoint, "connect");
         }
         self.say(&record, "start", &[]);
+        self.serve_names(slot, &handle);
         self.watch(slot.clone(), handle);
         self.watch_health(slot);
         self.ship_log(slot);
@@ -295,6 +302,7 @@ impl Engine {
                 format!("cannot join network of a non running container: {id}")
             })?;
             world.network_of = other.state.process().map(|process| process.pid);
+            world.hostname_of = Some(other.config.hostname.clone());
             let dir = self.container_dir(&other.id);
             let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
             // Its host's network: that one has the host's files.
@@ -451,10 +459,13 @@ impl Engine {
         let dir = self.container_dir(&record.id);
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let shares_host = record.host_config.network_mode == "host";
+        let names = endpoints.iter().any(naming::has_names);
         let around = Around {
+            names,
             addresses: endpoints
                 .iter()
-                .map(|endpoint| endpoint.address.into())
+                .flat_map(Endpoint::addresses)
+                .map(|(address, _)| address)
                 .collect(),
             gateway: endpoints
                 .iter()
@@ -466,9 +477,10 @@ impl Engine {
             } else {
                 String::new()
             },
-            host_resolv: match read("/etc/resolv.conf") {
-                stub if is_stub(&stub) && !shares_host => read(SYSTEMD_RESOLV_CONF),
-                text => text,
+            host_resolv: if shares_host {
+                read("/etc/resolv.conf")
+            } else {
+                naming::host_resolv()
             },
         };
         let texts = [

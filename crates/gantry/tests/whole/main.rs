@@ -11,6 +11,7 @@ mod demo;
 mod docker;
 mod front;
 mod instance;
+mod naming;
 mod network;
 mod networks;
 mod registry_clients;

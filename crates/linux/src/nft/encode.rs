@@ -236,6 +236,10 @@ fn add_expression(batch: &mut Batch, expression: &Expression) {
             b.be32(1, register.number());
             b.be32(2, 2);
         }),
+        Expression::Load(register, data) => named("immediate", &|b| {
+            b.be32(1, register.number());
+            b.nest(2, |b| b.put(1, data));
+        }),
         Expression::Mask(register, mask) => named("bitwise", &|b| {
             b.be32(1, register.number());
             b.be32(2, register.number());

@@ -133,6 +133,8 @@ pub enum Expression {
     TrackingState(Register),
     /// Connection tracking: bits of the status, [`TRANSLATED_DESTINATION`].
     TrackingStatus(Register),
+    /// Puts bytes into a register.
+    Load(Register, Vec<u8>),
     Mask(Register, Vec<u8>),
     Equal(Register, Vec<u8>),
     NotEqual(Register, Vec<u8>),

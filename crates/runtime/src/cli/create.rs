@@ -299,6 +299,7 @@ fn make_in(
         },
         filter: None,
         links: &[],
+        meanwhile: None,
         options: Options {
             die_with_parent: false,
             no_pivot: flags.is_set("no-pivot"),

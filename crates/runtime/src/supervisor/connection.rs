@@ -7,9 +7,10 @@ use super::log::Stream;
 use super::poll::{Key, Kind, Poll};
 use super::session::Watch;
 use crate::proto::{self, BadFrame, Event, HEADER, Streams, kind};
+use gantry_linux::ipc;
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use std::io::IoSlice;
@@ -126,6 +127,22 @@ impl Connection {
     pub(super) fn send_event(&mut self, event: &Event) {
         let payload = serde_json::to_vec(event).expect("our own messages serialise");
         self.send(kind::EVENT, &payload);
+    }
+
+    /// Sends an event with descriptors on a connection that has nothing queued; hangs up when the kernel does not take it whole.
+    pub(super) fn send_with<const N: usize>(
+        &mut self,
+        event: &Event,
+        descriptors: [BorrowedFd<'_>; N],
+    ) {
+        let frame = proto::json_frame(kind::EVENT, event);
+        let sent = match self.queued() {
+            0 => ipc::send(self.watch.fd(), &[IoSlice::new(&frame)], &descriptors).unwrap_or(0),
+            _ => 0,
+        };
+        if sent < frame.len() {
+            self.hang_up();
+        }
     }
 
     /// Sends a frame or queues what the kernel does not take.

@@ -20,6 +20,7 @@ mod files;
 mod log;
 mod poll;
 mod ports;
+mod resolver;
 mod session;
 mod time;
 
@@ -34,10 +35,11 @@ use log::{Logger, Stream};
 use poll::{Key, Kind, Poll, Ready, Table};
 use ports::Ports;
 use rustix::event::epoll::EventFlags;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use session::{Read, Session};
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -111,6 +113,8 @@ struct Supervisor {
     mounts: Option<OwnedFd>,
     logger: Option<Logger>,
     ports: Ports,
+    /// Where the container asks for names; only held.
+    names: Option<resolver::Sockets>,
     scratch: Vec<u8>,
     /// Buffers are held.
     busy: bool,
@@ -168,6 +172,11 @@ impl Supervisor {
         let filter = parse_filter(spawn.filter.as_deref())?;
         let terminal = spawn.spec.process.as_ref().is_some_and(|p| p.terminal);
         let (stdio, pipes) = stdio(terminal, spawn.stdin != Stdin::Closed, spawn.console_size)?;
+        let names = RefCell::new(None);
+        let open_names = |pid| {
+            *names.borrow_mut() = Some(resolver::open(pid)?);
+            Ok(())
+        };
         let mut launched = launch(Launch {
             id: &spawn.id,
             spec: &spawn.spec,
@@ -176,6 +185,7 @@ impl Supervisor {
             stdio,
             filter: filter.as_ref(),
             links: &spawn.links,
+            meanwhile: spawn.names.then_some(&open_names),
             options: OPTIONS,
         })?;
         let undo = |cgroup: &Cgroup| {
@@ -232,6 +242,7 @@ impl Supervisor {
             mounts: launched.mounts,
             logger,
             ports,
+            names: names.into_inner(),
             scratch: Vec::new(),
             busy: true,
             draining: Vec::new(),
@@ -482,6 +493,7 @@ impl Supervisor {
             logger.finish(SystemTime::now());
         }
         self.ports = Ports::default();
+        self.names = None;
         let exit = Exit {
             code: session.status.unwrap_or(255),
             oom_killed: self.cgroup.oom_kills() > 0,
@@ -639,6 +651,7 @@ impl Supervisor {
         let role = connection.role;
         let refusal = match (role, request) {
             (Role::New, Some(Request::Hello { .. })) => self.hello(key),
+            (Role::New, Some(Request::Names)) => self.names(key),
             (Role::New, Some(Request::Attach(streams))) => self.attach(key, streams),
             (
                 Role::New,
@@ -683,6 +696,19 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Hands out the sockets for names. Descriptors go with the first byte of a connection or not at all.
+    fn names(&mut self, key: Key) -> Result<(), String> {
+        if self.names.is_none() {
+            let made = resolver::open(self.pid);
+            self.names = Some(made.map_err(|e| format!("making the sockets for names: {e}"))?);
+        }
+        if let (Some(connection), Some(sockets)) = (self.connections.get_mut(key), &self.names) {
+            connection.send_with(&Event::Names, sockets.each_ref().map(AsFd::as_fd));
+            connection.closing = true;
+        }
+        Ok(())
+    }
+
     fn control(&mut self, request: Request) -> Result<(), String> {
         match request {
             Request::Signal { number } => {
@@ -700,7 +726,7 @@ impl Supervisor {
                 }
                 Ok(())
             }
-            Request::Hello { .. } | Request::Attach(_) | Request::Exec { .. } => {
+            Request::Hello { .. } | Request::Names | Request::Attach(_) | Request::Exec { .. } => {
                 Err("this needs a connection of its own".into())
             }
         }
