@@ -51,6 +51,22 @@ pub(crate) const TEST: &[Need] = &[
         packages: &["docker-registry"],
     },
     Need {
+        what: What::Program("htpasswd"),
+        packages: &["apache2-utils"],
+    },
+    Need {
+        what: What::Program("openssl"),
+        packages: &["openssl"],
+    },
+    Need {
+        what: What::Program("skopeo"),
+        packages: &["skopeo"],
+    },
+    Need {
+        what: What::Program("bsdtar"),
+        packages: &["libarchive-tools"],
+    },
+    Need {
         what: What::Program("mmdebstrap"),
         packages: &["mmdebstrap"],
     },

@@ -335,14 +335,14 @@ fn deleted(removed: Removed) -> doc::Deleted {
 
 pub(crate) async fn prune(call: Call) -> Result<Reply> {
     let filters: Filters = call.filters(PRUNE_FILTERS)?;
-    if ["label", "label!", "until"]
-        .iter()
-        .any(|name| filters.has(name))
-    {
-        return Err(unsupported(
-            "pruning images by label or time is not part of this build yet",
-        ));
-    }
+    let until = match filters.values("until") {
+        [] => None,
+        [one] => Some(gantry_docker_api::query::time(
+            one,
+            crate::containers::now_ns(),
+        )?),
+        _ => return Err(Error::invalid("more than one until filter specified")),
+    };
     // Docker prunes dangling ones unless it is told `dangling=false`.
     let all = filters.flag("dangling")? == Some(false);
     let engine = call.engine.clone();
@@ -352,7 +352,13 @@ pub(crate) async fn prune(call: Call) -> Result<Reply> {
             .iter()
             .map(|record| record.image.clone())
             .collect();
-        engine.images().prune(all, &|image| used.contains(image))
+        let wanted = |image: &Image| {
+            until.is_none_or(|until| created_ns(image) <= until)
+                && filters.labels(&image.config.config.labels)
+        };
+        engine
+            .images()
+            .prune(all, &wanted, &|image| used.contains(image))
     })
     .await?;
     published_removal(&call.engine, &removed);
@@ -522,12 +528,6 @@ impl Write for Pieces {
             .blocking_send(Ok(piece))
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
-}
-
-pub(crate) async fn search(_call: Call) -> Result<Reply> {
-    Err(unsupported(
-        "searching a registry is not part of this build yet",
-    ))
 }
 
 pub(crate) async fn build(_call: Call) -> Result<Reply> {

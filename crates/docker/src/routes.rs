@@ -82,7 +82,7 @@ static TABLE: &[Route] = routes! {
     POST "/exec/" .. "/resize" => exec::resize,
 
     GET "/images/json" => images::list,
-    GET "/images/search" => images::search,
+    GET "/images/search" => transfer::search,
     GET "/images/get" => images::save,
     POST "/images/create" => images::create,
     POST "/images/load" => images::load,

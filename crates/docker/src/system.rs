@@ -145,6 +145,21 @@ fn filesystem_of(dir: &std::path::Path) -> &'static str {
     }
 }
 
+/// Docker's own registry has mirrors; whatever else is listed is reached without trust in a certificate.
+fn registry_config(registries: &gantry_engine::Registries) -> serde_json::Value {
+    let (hosts, mut nets) = registries.insecure();
+    nets.extend(["::1/128", "127.0.0.0/8"].map(str::to_owned));
+    let mirrors = registries.mirrors();
+    let mut indexes = serde_json::Map::new();
+    let own = json!({"Name": "docker.io", "Mirrors": mirrors, "Secure": true, "Official": true});
+    indexes.insert("docker.io".into(), own);
+    for host in hosts {
+        let index = json!({"Name": host, "Mirrors": [], "Secure": false, "Official": false});
+        indexes.insert(host, index);
+    }
+    json!({"InsecureRegistryCIDRs": nets, "IndexConfigs": indexes, "Mirrors": mirrors})
+}
+
 pub(crate) async fn info(call: Call) -> Result<Reply> {
     let engine = &call.engine;
     let settings = engine.settings();
@@ -208,11 +223,7 @@ pub(crate) async fn info(call: Call) -> Result<Reply> {
         "OSType": "linux",
         "Architecture": std::env::consts::ARCH,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {
-            "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
-            "IndexConfigs": {"docker.io": {"Name": "docker.io", "Mirrors": [], "Secure": true, "Official": true}},
-            "Mirrors": [],
-        },
+        "RegistryConfig": registry_config(call.engine.images().registries()),
         "NCPU": machine.cpus,
         "MemTotal": machine.memory_bytes,
         "GenericResources": null,

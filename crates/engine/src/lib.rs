@@ -46,6 +46,7 @@ pub use container::remove::Remove;
 pub use container::set::Set;
 pub use container::wait::{WaitCondition, Waited};
 pub use container::{Exit, Failure, Health, HealthProbe, MountPoint, Process, Record, State};
+pub use gantry_image::Registries;
 pub use logs::{LogLine, LogOptions};
 pub use prune::{ContainerSize, Filters};
 pub use ship::NAMES as LOG_DRIVERS;
@@ -71,6 +72,7 @@ pub struct Settings {
     /// `gantry` or `gantry-1a2b3c4d`; prefix of everything global (cgroup parent, nft table, interfaces).
     pub instance: String,
     pub network: gantry_network::Settings,
+    pub registries: gantry_image::Registries,
     /// A container that becomes unhealthy is restarted, unless its label says otherwise ([`container::health::RESTART_LABEL`]).
     pub restart_unhealthy: bool,
     /// The static program's bytes; put into a sealed memfd and exec'd from there as the spawner.
@@ -114,7 +116,11 @@ impl Engine {
             make_dir(&dir, mode).context(|| format!("creating {}", dir.display()))?;
         }
         let db = Db::open(&data.join("node.redb"))?;
-        let images = gantry_image::Store::open(&data.join("images"), db.clone())?;
+        let images = gantry_image::Store::open(
+            &data.join("images"),
+            db.clone(),
+            settings.registries.clone(),
+        )?;
         write_init_program(&settings).context(|| "writing the init program".into())?;
         let spawner =
             supervisor::Spawner::open(settings.runtime_program, &settings.instance).await?;

@@ -86,6 +86,7 @@ impl Node {
                 firewall: gantry_network::Firewall::Friendly,
             },
             restart_unhealthy: false,
+            registries: gantry_image::Registries::default(),
             runtime_program: program(),
         };
         let deadline = Instant::now() + PATIENCE;

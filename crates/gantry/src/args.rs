@@ -232,6 +232,12 @@ pub struct UpArgs {
     /// Restart containers that become unhealthy; label gantry.restart-unhealthy=false|true wins
     #[arg(long)]
     pub restart_unhealthy: bool,
+    /// Where Docker's own registry is asked for first when images are pulled, such as https://mirror.example; may be repeated
+    #[arg(long, value_name = "URL")]
+    pub registry_mirror: Vec<String>,
+    /// A registry (or network) without a certificate that is trusted here: any is taken, or plain HTTP; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]|CIDR")]
+    pub insecure_registry: Vec<String>,
     /// A JSON object with these flags' names as keys; flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -275,10 +281,6 @@ pub struct LaterArgs {
     pub pod_cidr: Option<String>,
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<String>,
-    #[arg(long, value_name = "URL")]
-    pub registry_mirror: Option<String>,
-    #[arg(long, value_name = "HOST")]
-    pub insecure_registry: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

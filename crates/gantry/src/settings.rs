@@ -38,6 +38,8 @@ pub struct Settings {
     pub firewall: Firewall,
     /// A container that becomes unhealthy is restarted unless its label forbids it.
     pub restart_unhealthy: bool,
+    /// Mirrors and insecure registries.
+    pub registries: gantry_engine::Registries,
 }
 
 /// The configuration file. Same words as the flags.
@@ -65,8 +67,11 @@ struct ConfigFile {
     name: Option<String>,
     pod_cidr: Option<String>,
     service_cidr: Option<String>,
-    registry_mirror: Option<String>,
-    insecure_registry: Option<String>,
+    /// Docker's name for the list of `--registry-mirror`.
+    #[serde(alias = "registry-mirror")]
+    registry_mirrors: Option<OneOrMore>,
+    #[serde(alias = "insecure-registry")]
+    insecure_registries: Option<OneOrMore>,
 }
 
 /// `"ADDRESS"` or `["ADDRESS", …]`.
@@ -135,8 +140,27 @@ impl Settings {
             subnet_pool: subnet_pool.trunc(),
             firewall,
             restart_unhealthy: up.restart_unhealthy || file.restart_unhealthy.unwrap_or(false),
+            registries: registries(up, &file)?,
         })
     }
+}
+
+fn registries(up: &UpArgs, file: &ConfigFile) -> anyhow::Result<gantry_engine::Registries> {
+    let list = |typed: &[String], filed: &Option<OneOrMore>| -> Vec<String> {
+        let list = match filed {
+            Some(filed) if typed.is_empty() => filed.as_slice(),
+            _ => typed,
+        };
+        list.iter()
+            .filter(|value| *value != "off")
+            .cloned()
+            .collect()
+    };
+    gantry_engine::Registries::new(
+        &list(&up.registry_mirror, &file.registry_mirrors),
+        &list(&up.insecure_registry, &file.insecure_registries),
+    )
+    .map_err(|error| anyhow::anyhow!(error.chain()))
 }
 
 fn read_file(path: &Path) -> anyhow::Result<ConfigFile> {
@@ -280,18 +304,6 @@ fn refuse_later(flags: &LaterArgs, file: &ConfigFile) -> anyhow::Result<()> {
             &file.service_cidr,
             "off",
         ),
-        (
-            "registry-mirror",
-            &flags.registry_mirror,
-            &file.registry_mirror,
-            "off",
-        ),
-        (
-            "insecure-registry",
-            &flags.insecure_registry,
-            &file.insecure_registry,
-            "off",
-        ),
     ];
     for (flag, typed, filed, accepted) in parts {
         let Some(value) = typed.as_ref().or(filed.as_ref()) else {
@@ -413,6 +425,33 @@ mod tests {
         }
         let long = format!("--docker unix:///{}", "x".repeat(120));
         assert!(resolve(&long).unwrap_err().contains("107 bytes"));
+    }
+
+    #[test]
+    fn registries_have_dockers_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gantry.json");
+        let text = r#"{"registry-mirrors": ["http://127.0.0.1:1/"], "insecure-registries": ["a:5000", "10.0.0.0/8"]}"#;
+        std::fs::write(&path, text).unwrap();
+        let up = |words: &str| resolve(&format!("--data-dir /x/d --run-dir /x/r {words}"));
+        let file = format!("--config {}", path.display());
+        let filed = up(&file).unwrap().registries;
+        assert_eq!(filed.mirrors(), ["http://127.0.0.1:1/"]);
+        let (hosts, nets) = filed.insecure();
+        assert_eq!(
+            (hosts, nets),
+            (vec!["a:5000".to_owned()], vec!["10.0.0.0/8".to_owned()])
+        );
+        let flags = "--registry-mirror https://m --registry-mirror https://n --insecure-registry b";
+        let typed = up(&format!("{file} {flags}")).unwrap().registries;
+        assert_eq!(typed.mirrors(), ["https://m/", "https://n/"]);
+        assert_eq!(typed.insecure().0, ["b"]);
+        assert!(
+            up("--registry-mirror m")
+                .unwrap_err()
+                .starts_with("invalid mirror: ")
+        );
+        assert!(up("--registry-mirror off --insecure-registry off").is_ok());
     }
 
     #[test]

@@ -11,7 +11,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let folder = tempfile::tempdir()?;
     let db = Db::open(&folder.path().join("node.redb"))?;
-    let store = Store::open(&folder.path().join("images"), db)?;
+    let store = Store::open(
+        &folder.path().join("images"),
+        db,
+        gantry_image::Registries::default(),
+    )?;
     let mut loaded = store.load(File::open(input)?, &mut |_, _| {})?;
     loaded.dedup_by(|a, b| a.id == b.id && a.reference == b.reference);
     let names: Vec<String> = loaded

@@ -30,15 +30,18 @@ mod archive;
 mod layer;
 mod pull;
 mod push;
+mod registries;
 mod remote;
 mod remove;
 mod save;
+mod schema1;
 mod single;
 mod spool;
 mod store;
 pub mod tarstream;
 
 pub use pull::Resolved;
+pub use registries::Registries;
 pub use remote::Credentials;
 
 use gantry_base::{Error, Result, db::Db};
@@ -106,6 +109,8 @@ pub enum PushProgress<'a> {
     /// Bytes so far, and of all.
     Pushing(&'a Digest, u64, u64),
     Pushed(&'a Digest),
+    /// The manifest says where it lies; it is not sent.
+    Foreign(&'a Digest),
 }
 
 /// What a pull brought.
@@ -181,9 +186,13 @@ pub struct Hold(#[expect(dead_code, reason = "works by being dropped")] store::H
 pub struct Store(Arc<store::Inner>);
 
 impl Store {
-    /// Opens `dir` (`D/images`), sweeps half-made things.
-    pub fn open(dir: &Path, db: Db) -> Result<Self> {
-        Ok(Self(Arc::new(store::Inner::open(dir, db)?)))
+    /// Opens `dir` (`D/images`), sweeps half-made things. `registries`: how pulls and pushes reach their other end.
+    pub fn open(dir: &Path, db: Db, registries: Registries) -> Result<Self> {
+        Ok(Self(Arc::new(store::Inner::open(dir, db, registries)?)))
+    }
+
+    pub fn registries(&self) -> &Registries {
+        &self.0.registries
     }
 
     /// `docker load`: a `docker save` archive or an OCI layout in a tar, plain or gzip or zstd.
@@ -200,45 +209,79 @@ impl Store {
     /// Asks the registry what a name means; nothing is fetched yet. `platform`: empty for this machine's, or `linux/arm64`.
     /// Errors in Docker's words: `manifest for … not found: …`, `pull access denied for …`.
     pub async fn resolve(
+        &self,
         reference: &Reference,
         platform: &str,
         credentials: Option<Credentials>,
     ) -> Result<Resolved> {
-        pull::resolve(reference, platform, credentials).await
+        pull::resolve(&self.0.registries, reference, platform, credentials).await
     }
 
-    /// `docker pull` of what was resolved. Blocks; `runtime` carries the connections.
+    /// `docker pull` of what was resolved. Blocks; `runtime` carries the connections. Ends soon after `gone` says that
+    /// nobody waits any more.
     pub fn pull(
         &self,
         runtime: &tokio::runtime::Handle,
         resolved: &Resolved,
         progress: &(dyn Fn(Progress<'_>) + Sync),
+        gone: &(dyn Fn() -> bool + Sync),
     ) -> Result<Pulled> {
-        pull::pull(&self.0, runtime, resolved, progress)
+        pull::pull(&self.0, runtime, resolved, progress, gone)
     }
 
-    /// `docker push` of one tag. Blocks; `runtime` carries the connections.
+    /// The tags that a registry has for a repository.
+    pub async fn remote_tags(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<Vec<String>> {
+        let registries = &self.0.registries;
+        let access = remote::Access::Pull;
+        remote::Remote::connect_origin(registries, reference, access, credentials)
+            .await?
+            .tags()
+            .await
+    }
+
+    /// `docker push` of one tag. Blocks; `runtime` carries the connections. Ends soon after `gone` says that nobody waits
+    /// any more.
     pub fn push(
         &self,
         runtime: &tokio::runtime::Handle,
         reference: &Reference,
         credentials: Option<Credentials>,
         progress: &(dyn Fn(PushProgress<'_>) + Sync),
+        gone: &(dyn Fn() -> bool + Sync),
     ) -> Result<Pushed> {
-        push::push(&self.0, runtime, reference, credentials, progress)
+        push::push(&self.0, runtime, reference, credentials, progress, gone)
     }
 
-    /// `docker login`: asks the registry whether it knows the credentials.
-    pub async fn login(domain: &str, credentials: Credentials) -> Result<()> {
-        let reference = Reference {
-            domain: domain.to_owned(),
-            path: String::new(),
-            tag: None,
-            digest: None,
-        };
-        let remote =
-            remote::Remote::connect(&reference, remote::Access::Pull, Some(credentials)).await?;
-        remote.check().await
+    /// `docker login`: asks the registry whether it knows the credentials. Answers with the token that stands for the
+    /// password from now on, where the registry gives one.
+    pub async fn login(&self, domain: &str, credentials: Credentials) -> Result<String> {
+        let reference = host(domain);
+        let registries = &self.0.registries;
+        let access = remote::Access::Pull;
+        remote::Remote::connect_origin(registries, &reference, access, Some(credentials))
+            .await?
+            .check()
+            .await
+    }
+
+    /// `docker search`: what the index of `domain` answers to this query string, as it is.
+    pub async fn search(
+        &self,
+        domain: &str,
+        query: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<bytes::Bytes> {
+        let registries = &self.0.registries;
+        let endpoint = registries.endpoint(domain).await;
+        let access = remote::Access::Pull;
+        remote::Remote::connect(registries, &endpoint, "", access, credentials)
+            .await?
+            .search(query)
+            .await
     }
 
     /// `docker import`: a root file system tar (plain, gzip, zstd) becomes a one-layer image. `config` is the run
@@ -343,13 +386,14 @@ impl Store {
         remove::remove(&self.0, name, force, in_use)
     }
 
-    /// Dangling ones, or all without containers. Returns what went and the bytes freed.
+    /// Of the images that are `wanted` the dangling ones, or all without containers. Returns what went and the bytes freed.
     pub fn prune(
         &self,
         all: bool,
+        wanted: &dyn Fn(&Image) -> bool,
         in_use: &dyn Fn(&Digest) -> bool,
     ) -> Result<(Vec<Removed>, u64)> {
-        remove::prune(&self.0, all, in_use)
+        remove::prune(&self.0, all, wanted, in_use)
     }
 
     /// Frees what removed images left because a stopped container still used them. Call it after containers were removed.
@@ -411,6 +455,15 @@ fn image_tags(image: &Image, reference: &Reference) -> Vec<String> {
     paths.sort();
     paths.dedup();
     paths
+}
+
+fn host(domain: &str) -> Reference {
+    Reference {
+        domain: domain.to_owned(),
+        path: String::new(),
+        tag: None,
+        digest: None,
+    }
 }
 
 fn seconds(text: &str) -> i64 {

@@ -6,7 +6,7 @@
 //! ```
 //! A layer that came compressed keeps its digest; a plain one becomes gzip of several members, each a piece of the tar, so
 //! that one layer is compressed by several threads. Same tar, same bytes. What a tar became is remembered, so that a second
-//! push asks first. Stored bytes are hashed on the way out: a damaged blob never leaves.
+//! push asks first. Stored bytes are hashed on the way out: a damaged blob never leaves. An upload that breaks off begins again.
 
 use crate::image_tags;
 use crate::remote::{Access, Pieces, Remote, expect_success};
@@ -21,10 +21,12 @@ use gantry_oci::{Digest, Reference};
 use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -37,8 +39,11 @@ const LEVEL: u32 = 2;
 const PARALLEL: usize = 2;
 const PIECES_AHEAD: usize = 8;
 const STEP: u64 = 512 << 10;
+/// Attempts at one upload, with a pause that doubles between them.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(250);
 
-/// What a plain layer became: row `compressed/<diff ID>`.
+/// What a plain layer became: row `compressed/<diff ID>`. It goes with the layer.
 #[derive(Clone, Serialize, Deserialize)]
 struct Compressed {
     digest: Digest,
@@ -58,7 +63,10 @@ struct Push<'a> {
     remote: Remote,
     /// Other repositories of the image on the same registry.
     sources: Vec<String>,
+    /// Blobs that the image's manifest finds elsewhere: they stay there.
+    foreign: HashSet<Digest>,
     progress: &'a (dyn Fn(PushProgress<'_>) + Sync),
+    gone: &'a (dyn Fn() -> bool + Sync),
 }
 
 pub(crate) fn push(
@@ -67,6 +75,7 @@ pub(crate) fn push(
     reference: &Reference,
     credentials: Option<Credentials>,
     progress: &(dyn Fn(PushProgress<'_>) + Sync),
+    gone: &(dyn Fn() -> bool + Sync),
 ) -> Result<Pushed> {
     let _activity = store.activity();
     let tag = reference
@@ -80,22 +89,26 @@ pub(crate) fn push(
     for row in &rows {
         progress(PushProgress::Preparing(&row.diff_id));
     }
-    let remote = runtime.block_on(Remote::connect(reference, Access::Push, credentials))?;
+    let connecting =
+        Remote::connect_origin(&store.registries, reference, Access::Push, credentials);
+    let mut remote = runtime.block_on(connecting)?;
+    let sources = image_tags(&image, reference);
+    remote.mount_from(&sources);
     let push = Push {
         store,
         runtime,
         remote,
-        sources: image_tags(&image, reference),
+        sources,
+        foreign: foreign(store, &image, &rows)?,
         progress,
+        gone,
     };
     let sent = push.layers(&rows)?;
     push.small(&image.id, &image.raw_config)?;
     let (media_type, manifest) = manifest(store, &image, &sent)?;
     let digest = sha256(&manifest);
     let size = manifest.len() as u64;
-    runtime
-        .block_on(push.remote.put_manifest(&tag, &media_type, manifest.into()))
-        .map_err(|e| denied(e, reference))?;
+    runtime.block_on(push.remote.put_manifest(&tag, &media_type, manifest.into()))?;
     let by_digest = Reference {
         tag: None,
         digest: Some(digest.clone()),
@@ -104,16 +117,6 @@ pub(crate) fn push(
     // The image may have been removed meanwhile; the push is none the worse for it.
     let _ = store.set_tag(&image.id, &by_digest);
     Ok(Pushed { tag, digest, size })
-}
-
-fn denied(error: Error, reference: &Reference) -> Error {
-    match error.kind() {
-        ErrorKind::Unauthorized | ErrorKind::Forbidden => {
-            tracing::debug!(image.reference = %reference, error = error.chain(), "a registry refused a push");
-            error
-        }
-        _ => error,
-    }
 }
 
 fn layer_rows(store: &Inner, image: &Image) -> Result<Vec<LayerRow>> {
@@ -136,27 +139,63 @@ fn layer_rows(store: &Inner, image: &Image) -> Result<Vec<LayerRow>> {
         .collect()
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Known {
+    #[serde(default)]
+    media_type: String,
+    #[serde(default)]
+    layers: Vec<KnownLayer>,
+}
+
+#[derive(Deserialize)]
+struct KnownLayer {
+    digest: Digest,
+    #[serde(default)]
+    urls: Vec<String>,
+}
+
+/// The manifest that the image came with, when there is one and the disk has kept it.
+fn known_manifest(store: &Inner, image: &Image) -> Result<Option<(Known, Vec<u8>)>> {
+    let Some(digest) = &image.manifest else {
+        return Ok(None);
+    };
+    let path = store.blob_path(digest);
+    let raw = std::fs::read(&path).context(|| format!("reading {}", path.display()))?;
+    if sha256(&raw) != *digest {
+        tracing::warn!(path = %path.display(), "a stored manifest is damaged; making a new one");
+        return Ok(None);
+    }
+    let known = serde_json::from_slice(&raw).context(|| "reading the image's manifest".into())?;
+    Ok(Some((known, raw)))
+}
+
+/// Foreign layers stay where they are as long as the manifest that says where goes out unchanged.
+fn foreign(store: &Inner, image: &Image, rows: &[LayerRow]) -> Result<HashSet<Digest>> {
+    let Some((known, _)) = known_manifest(store, image)? else {
+        return Ok(HashSet::new());
+    };
+    let same = known
+        .layers
+        .iter()
+        .map(|l| &l.digest)
+        .eq(rows.iter().map(|r| &r.blob));
+    let foreign = known
+        .layers
+        .into_iter()
+        .filter(|layer| same && !layer.urls.is_empty());
+    Ok(foreign.map(|layer| layer.digest).collect())
+}
+
 /// The manifest that the image came with when it is true of what was sent; otherwise one of Docker's schema 2.
 fn manifest(store: &Inner, image: &Image, sent: &[Sent]) -> Result<(String, Vec<u8>)> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Known {
-        #[serde(default)]
-        media_type: String,
-        #[serde(default)]
-        layers: Vec<gantry_oci::image::Descriptor>,
-    }
-    if let Some(digest) = &image.manifest {
-        let path = store.blob_path(digest);
-        let raw = std::fs::read(&path).context(|| format!("reading {}", path.display()))?;
-        let known: Known =
-            serde_json::from_slice(&raw).context(|| "reading the image's manifest".into())?;
+    if let Some((known, raw)) = known_manifest(store, image)? {
         let same = known
             .layers
             .iter()
             .map(|l| &l.digest)
             .eq(sent.iter().map(|s| &s.digest));
-        if same && sha256(&raw) == *digest {
+        if same {
             let kind = if known.media_type.is_empty() {
                 gantry_oci::image::MEDIA_TYPE_MANIFEST.into()
             } else {
@@ -253,15 +292,13 @@ impl Push<'_> {
 
     fn layer(&self, row: &LayerRow) -> Result<Sent> {
         let path = self.store.blob_path(&row.blob);
-        let mut file = File::open(&path).context(|| format!("opening {}", path.display()))?;
+        let file = File::open(&path).context(|| format!("opening {}", path.display()))?;
         let mut head = Vec::new();
-        (&mut file)
-            .take(16)
+        file.take(16)
             .read_to_end(&mut head)
             .context(|| format!("reading {}", path.display()))?;
-        std::io::Seek::rewind(&mut file).context(|| format!("reading {}", path.display()))?;
         let codec = Codec::detect(&head)?;
-        let known = match codec {
+        let mut known = match codec {
             Codec::Plain => self
                 .store
                 .db
@@ -276,39 +313,103 @@ impl Push<'_> {
         } else {
             LAYER_GZIP
         };
-        let mut location = None;
-        if let Some(known) = &known {
-            let sent = Sent {
-                media_type,
-                digest: known.digest.clone(),
-                size: known.size,
-            };
-            if self.runtime.block_on(self.remote.has_blob(&known.digest))? {
-                (self.progress)(PushProgress::Exists(&row.diff_id));
-                return Ok(sent);
+        let sent = |known: &Compressed| Sent {
+            media_type,
+            digest: known.digest.clone(),
+            size: known.size,
+        };
+        if let Some(known) = known.as_ref().filter(|k| self.foreign.contains(&k.digest)) {
+            (self.progress)(PushProgress::Foreign(&row.diff_id));
+            return Ok(sent(known));
+        }
+        let mut attempt = 1;
+        loop {
+            let mut location = None;
+            if let Some(known) = &known {
+                if self.runtime.block_on(self.remote.has_blob(&known.digest))? {
+                    if attempt == 1 {
+                        (self.progress)(PushProgress::Exists(&row.diff_id));
+                    }
+                    return Ok(sent(known));
+                }
+                for source in self.sources.iter().filter(|_| attempt == 1) {
+                    let mount = Some((&known.digest, source.as_str()));
+                    match self.runtime.block_on(self.remote.begin_upload(mount)) {
+                        Ok(None) => {
+                            (self.progress)(PushProgress::Mounted(&row.diff_id, source));
+                            return Ok(sent(known));
+                        }
+                        Ok(begun) => location = begun,
+                        // Not ours to read there; it goes up like any other.
+                        Err(error) => {
+                            tracing::debug!(source, error = error.chain(), "a mount was refused")
+                        }
+                    }
+                }
             }
-            for source in &self.sources {
-                location = self
-                    .runtime
-                    .block_on(self.remote.begin_upload(Some((&known.digest, source))))?;
-                if location.is_none() {
-                    (self.progress)(PushProgress::Mounted(&row.diff_id, source));
-                    return Ok(sent);
+            match self.upload(row, codec, &path, location) {
+                Ok(made) => {
+                    if codec == Codec::Plain {
+                        let batch = Batch::new().put("compressed", &row.blob.to_string(), &made);
+                        self.store.db.commit_blocking(batch)?;
+                    }
+                    (self.progress)(PushProgress::Pushed(&row.diff_id));
+                    return Ok(sent(&made));
+                }
+                Err((made, error)) => {
+                    // A token may have expired in the middle; the next upload begins with a fresh one.
+                    let passing = matches!(
+                        error.kind(),
+                        ErrorKind::Unavailable | ErrorKind::Unauthorized
+                    );
+                    if !passing || attempt == ATTEMPTS || (self.gone)() {
+                        return Err(error);
+                    }
+                    tracing::debug!(
+                        error = error.chain(),
+                        "an upload broke off; beginning again"
+                    );
+                    std::thread::sleep(PAUSE * (1 << attempt));
+                    known = known.or(made);
+                    attempt += 1;
                 }
             }
         }
+    }
+
+    /// One attempt. A failure may leave what the layer became: the registry may have it after all.
+    fn upload(
+        &self,
+        row: &LayerRow,
+        codec: Codec,
+        path: &Path,
+        location: Option<String>,
+    ) -> Result<Compressed, (Option<Compressed>, Error)> {
+        let nothing = |error| (None, error);
+        let file = File::open(path)
+            .context(|| format!("opening {}", path.display()))
+            .map_err(nothing)?;
         let location = match location {
             Some(location) => location,
             None => self
                 .runtime
-                .block_on(self.remote.begin_upload(None))?
-                .ok_or_else(|| Error::internal("the registry took a blob that it was not given"))?,
+                .block_on(self.remote.begin_upload(None))
+                .and_then(|begun| {
+                    begun.ok_or_else(|| {
+                        Error::internal("the registry took a blob that it was not given")
+                    })
+                })
+                .map_err(nothing)?,
         };
         let (pieces, body) = tokio::sync::mpsc::channel(PIECES_AHEAD);
+        let pieces = Outgoing {
+            pieces,
+            gone: self.gone,
+        };
         let upload = async {
             let answer = self
                 .remote
-                .stream(Method::PATCH, &location, Pieces(body))
+                .stream(Method::PATCH, &location, Pieces::new(body))
                 .await?;
             let answer = expect_success(answer).await?;
             self.remote.location(&answer, &location)
@@ -328,22 +429,25 @@ impl Push<'_> {
         });
         // A registry that refuses ends the maker too, and knows better why.
         let (location, made) = match (made, uploaded) {
-            (Err(error), _) if error.message() != STOPPED => return Err(error),
-            (_, Err(error)) | (Err(error), _) => return Err(error),
+            (Err(error), _) if error.message() != STOPPED => return Err((None, error)),
+            (Ok(made), Err(error)) => return Err((Some(made), error)),
+            (Err(_), Err(error)) | (Err(error), Ok(_)) => return Err((None, error)),
             (Ok(made), Ok(location)) => (location, made),
         };
-        self.runtime
-            .block_on(self.remote.finish_upload(&location, &made.digest))?;
-        if codec == Codec::Plain {
-            let batch = Batch::new().put("compressed", &row.blob.to_string(), &made);
-            self.store.db.commit_blocking(batch)?;
+        match self
+            .runtime
+            .block_on(self.remote.finish_upload(&location, &made.digest))
+        {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                // An answer that was lost is asked for again, and then the upload is not there any more.
+                let error = match error.kind() {
+                    ErrorKind::NotFound => Error::new(ErrorKind::Unavailable, error.message()),
+                    _ => error,
+                };
+                Err((Some(made), error))
+            }
         }
-        (self.progress)(PushProgress::Pushed(&row.diff_id));
-        Ok(Sent {
-            media_type,
-            digest: made.digest,
-            size: made.size,
-        })
     }
 
     fn small(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
@@ -360,7 +464,7 @@ impl Push<'_> {
             drop(pieces);
             let answer = expect_success(
                 self.remote
-                    .stream(Method::PATCH, &location, Pieces(body))
+                    .stream(Method::PATCH, &location, Pieces::new(body))
                     .await?,
             )
             .await?;
@@ -372,17 +476,29 @@ impl Push<'_> {
 
 const STOPPED: &str = "the upload stopped";
 
-type Outgoing = tokio::sync::mpsc::Sender<std::io::Result<Bytes>>;
+/// Where the pieces of an upload go.
+struct Outgoing<'a> {
+    pieces: tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
+    gone: &'a (dyn Fn() -> bool + Sync),
+}
 
-fn send(pieces: &Outgoing, piece: Bytes) -> Result<()> {
-    pieces
+fn send(outgoing: &Outgoing<'_>, piece: Bytes) -> Result<()> {
+    if (outgoing.gone)() {
+        let broken = Err(std::io::ErrorKind::Interrupted.into());
+        let _ = outgoing.pieces.blocking_send(broken);
+        return Err(Error::internal("context canceled"));
+    }
+    outgoing
+        .pieces
         .blocking_send(Ok(piece))
         .map_err(|_| Error::internal(STOPPED))
 }
 
 /// The connection breaks, so that the registry does not take the half for the whole.
-fn damaged(pieces: &Outgoing, row: &LayerRow) -> Error {
-    let _ = pieces.blocking_send(Err(std::io::ErrorKind::InvalidData.into()));
+fn damaged(outgoing: &Outgoing<'_>, row: &LayerRow) -> Error {
+    let _ = outgoing
+        .pieces
+        .blocking_send(Err(std::io::ErrorKind::InvalidData.into()));
     Error::internal(format!(
         "the stored layer {} is damaged: remove the image and load it again",
         row.blob
@@ -392,7 +508,7 @@ fn damaged(pieces: &Outgoing, row: &LayerRow) -> Error {
 fn copy(
     mut file: File,
     row: &LayerRow,
-    pieces: Outgoing,
+    pieces: Outgoing<'_>,
     progress: &(dyn Fn(PushProgress<'_>) + Sync),
 ) -> Result<Compressed> {
     let mut hasher = Hasher::new();
@@ -445,7 +561,7 @@ type Member = (Vec<u8>, mpsc::SyncSender<Vec<u8>>);
 fn compress(
     mut file: File,
     row: &LayerRow,
-    pieces: Outgoing,
+    pieces: Outgoing<'_>,
     progress: &(dyn Fn(PushProgress<'_>) + Sync),
 ) -> Result<Compressed> {
     let threads = std::thread::available_parallelism()

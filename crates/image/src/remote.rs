@@ -1,13 +1,16 @@
 //! A client of one repository on one registry.
 //!
 //! ```text
-//! ping (https, then http on loopback) ─▶ request ─▶ 401 ─▶ token or basic ─▶ request again
+//! ping (https, then http where that is allowed) ─▶ request ─▶ 401 ─▶ token or basic ─▶ request again
+//!                                                          ─▶ 429, 502, 503, 504 ─▶ wait ─▶ request again
 //! ```
-//! Credentials go to the registry and to the token service that it names, never to a host that a redirect leads to.
+//! Credentials go to the registry and to the token service that it names, never to a mirror of another registry and never to a
+//! host that a redirect leads to. Everything that a registry sends is bounded: documents in size, answers in time.
 //!
 //! Spec: distribution-spec 1.1; Docker's token authentication.
 
 use crate::layer::read_error;
+use crate::registries::{Client, Endpoint, Registries};
 use base64::Engine as _;
 use bytes::Bytes;
 use gantry_base::{Error, ErrorKind, Result, ResultExt};
@@ -16,29 +19,29 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Frame, Incoming};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// An answer's head must come within this time.
-const ANSWER: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(15);
 const REDIRECTS: usize = 5;
-/// Documents that are not manifests: errors, tokens.
+/// Documents that are not manifests: errors, tokens, lists of tags.
 const SMALL_ANSWER: usize = 1 << 20;
-const SYSTEM_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
-const REGISTRY_CERTIFICATES: &str = "/etc/docker/certs.d";
+/// Requests at a registry that is busy, with a pause that doubles between them unless it says how long.
+const ATTEMPTS: u32 = 5;
+/// Requests whose connection broke or stayed silent.
+const BROKEN_ATTEMPTS: u32 = 2;
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A registry may need this many times longer to look at what was sent than to begin an answer.
+const LOOKING: u32 = 10;
+/// Pages of a list of tags, and tags.
+const PAGES: usize = 1000;
+const TAG_LIMIT: usize = 100_000;
 
 type OutBody = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -61,12 +64,15 @@ pub(crate) enum Access {
 }
 
 pub(crate) struct Remote {
-    pool: Pool<HttpsConnector<HttpConnector>, OutBody>,
+    client: Client<OutBody>,
     /// `https://host:port`
     base: String,
     path: String,
     access: Access,
     credentials: Option<Credentials>,
+    /// Repositories that layers may be mounted from.
+    sources: Vec<String>,
+    patience: Duration,
     /// The header that worked last.
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -74,11 +80,11 @@ pub(crate) struct Remote {
 #[derive(Deserialize)]
 struct Failures {
     #[serde(default)]
-    errors: Vec<Failure>,
+    errors: Vec<Complaint>,
 }
 
 #[derive(Deserialize)]
-struct Failure {
+struct Complaint {
     #[serde(default)]
     code: String,
     #[serde(default)]
@@ -108,63 +114,6 @@ impl Refusal {
     }
 }
 
-/// Where a host's registry listens.
-pub(crate) fn registry_host(domain: &str) -> &str {
-    match domain {
-        "docker.io" => "registry-1.docker.io",
-        other => other,
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    name == "localhost"
-        || name
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
-}
-
-fn pool(host: &str) -> Result<Pool<HttpsConnector<HttpConnector>, OutBody>> {
-    let mut roots = rustls::RootCertStore::empty();
-    let mut files = vec![Path::new(SYSTEM_CERTIFICATES).to_owned()];
-    let own = std::fs::read_dir(Path::new(REGISTRY_CERTIFICATES).join(host));
-    files.extend(
-        own.into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|end| end == "crt")),
-    );
-    for certificate in files
-        .iter()
-        .filter_map(|file| CertificateDer::pem_file_iter(file).ok())
-        .flatten()
-        .flatten()
-    {
-        // One that cannot be used is one that nothing is signed with.
-        let _ = roots.add(certificate);
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context(|| "setting up TLS".into())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_connect_timeout(Some(CONNECT));
-    http.set_nodelay(true);
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(http);
-    Ok(Pool::builder(TokioExecutor::new()).build(connector))
-}
-
 fn empty() -> OutBody {
     whole(Bytes::new())
 }
@@ -175,8 +124,26 @@ pub(crate) fn whole(bytes: Bytes) -> OutBody {
         .boxed_unsync()
 }
 
-/// A body whose pieces come from a thread.
-pub(crate) struct Pieces(pub(crate) mpsc::Receiver<io::Result<Bytes>>);
+/// A body whose pieces come from a thread. Tells how far it was taken.
+pub(crate) struct Pieces {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    taken: Arc<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    pieces: AtomicU64,
+    whole: AtomicBool,
+}
+
+impl Pieces {
+    pub(crate) fn new(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
+        Self {
+            pieces,
+            taken: Arc::default(),
+        }
+    }
+}
 
 impl Body for Pieces {
     type Data = Bytes;
@@ -185,41 +152,74 @@ impl Body for Pieces {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|piece| piece.map(|piece| piece.map(Frame::data)))
+        let next = self.pieces.poll_recv(cx);
+        match &next {
+            Poll::Ready(Some(_)) => drop(self.taken.pieces.fetch_add(1, Ordering::Relaxed)),
+            Poll::Ready(None) => self.taken.whole.store(true, Ordering::Relaxed),
+            Poll::Pending => {}
+        }
+        next.map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
 impl Remote {
-    /// Finds out how the registry is spoken to.
+    /// Finds out how the registry at one endpoint is spoken to.
     pub(crate) async fn connect(
+        registries: &Registries,
+        endpoint: &Endpoint,
+        path: &str,
+        access: Access,
+        credentials: Option<Credentials>,
+    ) -> Result<Self> {
+        let mut remote = Self {
+            client: registries.client(endpoint)?,
+            base: endpoint.base.clone(),
+            path: path.to_owned(),
+            access,
+            // What was given is for the registry that was named.
+            credentials: credentials.filter(|_| !endpoint.mirror),
+            sources: Vec::new(),
+            patience: registries.patience(),
+            authorization: Mutex::new(None),
+        };
+        match remote.ping().await {
+            Err(Failure {
+                speaks_tls: false, ..
+            }) if endpoint.may_be_plain => {
+                remote.base = format!("http://{}", endpoint.host);
+                remote.ping().await.map_err(|failure| failure.error)?;
+            }
+            result => result.map_err(|failure| failure.error)?,
+        }
+        Ok(remote)
+    }
+
+    /// The registry itself, not one of its mirrors.
+    pub(crate) async fn connect_origin(
+        registries: &Registries,
         reference: &Reference,
         access: Access,
         credentials: Option<Credentials>,
     ) -> Result<Self> {
-        let host = registry_host(&reference.domain);
-        let mut remote = Self {
-            pool: pool(host)?,
-            base: format!("https://{host}"),
-            path: reference.path.clone(),
-            access,
-            credentials,
-            authorization: Mutex::new(None),
-        };
-        let mut failed = remote.ping().await;
-        if failed.is_err() && is_loopback(host) {
-            remote.base = format!("http://{host}");
-            failed = remote.ping().await;
-        }
-        failed.map(|()| remote)
+        let endpoints = registries.endpoints(&reference.domain, false).await;
+        let endpoint = endpoints
+            .last()
+            .ok_or_else(|| Error::internal("a registry without an address"))?;
+        Self::connect(registries, endpoint, &reference.path, access, credentials).await
     }
 
-    async fn ping(&self) -> Result<()> {
+    /// Layers may be mounted from these repositories: a token must say so.
+    pub(crate) fn mount_from(&mut self, sources: &[String]) {
+        self.sources = sources.to_vec();
+    }
+
+    async fn ping(&self) -> Result<(), Failure> {
         let url = format!("{}/v2/", self.base);
-        self.once(&Method::GET, &url, &HeaderMap::new(), empty(), None)
-            .await
-            .map(drop)
+        let answer = self
+            .once(&Method::GET, &url, &HeaderMap::new(), empty(), None)
+            .await?;
+        drain(answer).await;
+        Ok(())
     }
 
     async fn once(
@@ -229,46 +229,29 @@ impl Remote {
         headers: &HeaderMap,
         body: OutBody,
         authorization: Option<HeaderValue>,
-    ) -> Result<Response<Incoming>> {
-        let uri: Uri = url
-            .parse()
-            .context(|| format!("the registry gave an address that is none: {url:.200}"))?;
-        let mut request = Request::new(body);
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers.clone();
-        let agent = HeaderValue::from_static(concat!("gantry/", env!("CARGO_PKG_VERSION")));
-        request.headers_mut().insert(header::USER_AGENT, agent);
-        if let Some(value) = authorization {
-            request.headers_mut().insert(header::AUTHORIZATION, value);
-        }
-        let answer = self.pool.request(request);
-        let words = || {
-            let verb = format!(
-                "{}{}",
-                &method.as_str()[..1],
-                method.as_str()[1..].to_lowercase()
-            );
-            format!("{verb} {url:?}")
+    ) -> Result<Response<Incoming>, Failure> {
+        let request = outgoing(method, url, headers, body, authorization)?;
+        let limit = match *method {
+            Method::PUT => self.patience * LOOKING,
+            _ => self.patience,
         };
-        match tokio::time::timeout(ANSWER, answer).await {
-            Err(_) => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "{}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
-                    words()
+        match tokio::time::timeout(limit, self.client.request(request)).await {
+            Err(_) => Err(Failure {
+                error: Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "{}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+                        spoken(method, url)
+                    ),
                 ),
-            )),
-            Ok(Err(e)) => Err(Error::internal(format!(
-                "{}: {}",
-                words(),
-                network_words(&e, url)
-            ))),
+                speaks_tls: true,
+            }),
+            Ok(Err(e)) => Err(Failure::of(method, url, &e)),
             Ok(Ok(answer)) => Ok(answer),
         }
     }
 
-    /// Sends a request whose body can be sent again, with authentication and redirects.
+    /// Sends a request whose body can be sent again, with authentication and redirects; waits for a registry that is busy.
     pub(crate) async fn request(
         &self,
         method: Method,
@@ -276,67 +259,125 @@ impl Remote {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>> {
-        let mut url = self.absolute(url);
+        let again = matches!(method, Method::GET | Method::HEAD | Method::PUT);
+        let mut attempt = 1;
+        loop {
+            let result = self.follow(&method, url, &headers, &body).await;
+            let pause = match &result {
+                Ok(answer) if is_busy(answer.status()) => {
+                    said_pause(answer.headers()).unwrap_or(PAUSE * (1 << attempt))
+                }
+                Err(error) if again && error.kind() == ErrorKind::Unavailable => {
+                    PAUSE * (1 << attempt)
+                }
+                _ => return result,
+            };
+            let limit = if result.is_ok() {
+                ATTEMPTS
+            } else {
+                BROKEN_ATTEMPTS
+            };
+            if attempt >= limit {
+                return result;
+            }
+            attempt += 1;
+            tracing::debug!(url, attempt, "a registry is busy; asking again");
+            if let Ok(answer) = result {
+                drain(answer).await;
+            }
+            tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
+        }
+    }
+
+    async fn follow(
+        &self,
+        method: &Method,
+        url: &str,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>> {
+        let mut url = absolute(url, &self.base);
         let mut authenticated = false;
         for _ in 0..REDIRECTS + 2 {
             let authorization = self.authorization_for(&url);
             let answer = self
-                .once(&method, &url, &headers, whole(body.clone()), authorization)
-                .await?;
-            if answer.status() == StatusCode::UNAUTHORIZED && !authenticated && self.is_ours(&url) {
+                .once(method, &url, headers, whole(body.clone()), authorization)
+                .await
+                .map_err(|failure| failure.error)?;
+            let status = answer.status();
+            if status == StatusCode::UNAUTHORIZED && !authenticated && self.is_ours(&url) {
                 authenticated = true;
-                if self.authenticate(answer.headers()).await? {
+                let words = || spoken(method, &url);
+                if self.authenticate(answer.headers(), &words).await? {
+                    drain(answer).await;
                     continue;
                 }
                 return Ok(answer);
             }
-            if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
+            // 301 to 303 would turn an upload into a question.
+            let follows = matches!(*method, Method::GET | Method::HEAD)
+                || matches!(status.as_u16(), 307 | 308);
+            if !status.is_redirection() || status == StatusCode::NOT_MODIFIED || !follows {
                 return Ok(answer);
             }
             url = self.location(&answer, &url)?;
+            drain(answer).await;
         }
         Err(Error::internal(format!(
-            "{url:.200}: stopped after {REDIRECTS} redirects"
+            "{}: stopped after {REDIRECTS} redirects",
+            spoken(method, &url)
         )))
     }
 
-    /// Sends a stream once; authentication must have happened.
+    /// Sends a stream once; authentication must have happened. Given up when the registry takes nothing for long.
     pub(crate) async fn stream(
         &self,
         method: Method,
         url: &str,
         body: Pieces,
     ) -> Result<Response<Incoming>> {
-        let url = self.absolute(url);
+        let url = absolute(url, &self.base);
         let kind = HeaderValue::from_static("application/octet-stream");
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
-        let body = body.boxed_unsync();
+        let taken = body.taken.clone();
         let authorization = self.authorization_for(&url);
-        // An upload has no limit of its own: the registry may answer only when it has everything.
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
-        *request.uri_mut() = url
-            .parse()
-            .context(|| format!("the registry gave an address that is none: {url:.200}"))?;
-        *request.headers_mut() = headers;
-        if let Some(value) = authorization {
-            request.headers_mut().insert(header::AUTHORIZATION, value);
+        let request = outgoing(&method, &url, &headers, body.boxed_unsync(), authorization)
+            .map_err(|failure| failure.error)?;
+        let mut sending = std::pin::pin!(self.client.request(request));
+        let (mut before, mut silent) = (0, 0);
+        loop {
+            match tokio::time::timeout(self.patience, &mut sending).await {
+                Ok(result) => {
+                    return result.map_err(|e| {
+                        let error = Failure::of(&method, &url, &e).error;
+                        Error::new(ErrorKind::Unavailable, error.message())
+                    });
+                }
+                Err(_) => {
+                    let now = taken.pieces.load(Ordering::Relaxed);
+                    silent = if now == before { silent + 1 } else { 0 };
+                    before = now;
+                    let limit = if taken.whole.load(Ordering::Relaxed) {
+                        LOOKING
+                    } else {
+                        1
+                    };
+                    if silent >= limit {
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            format!(
+                                "{}: the registry stopped in the middle of an upload",
+                                spoken(&method, &url)
+                            ),
+                        ));
+                    }
+                }
+            }
         }
-        self.pool.request(request).await.map_err(|e| {
-            Error::internal(format!("uploading to {url:?}: {}", network_words(&e, &url)))
-        })
     }
 
     pub(crate) fn repository(&self, rest: &str) -> String {
         format!("/v2/{}/{rest}", self.path)
-    }
-
-    fn absolute(&self, url: &str) -> String {
-        if url.starts_with('/') {
-            format!("{}{url}", self.base)
-        } else {
-            url.to_owned()
-        }
     }
 
     fn is_ours(&self, url: &str) -> bool {
@@ -359,7 +400,7 @@ impl Remote {
             .get(header::LOCATION)
             .and_then(|value| value.to_str().ok())
             .ok_or_else(|| Error::internal("the registry's answer lacks a Location"))?;
-        let to = self.absolute(to);
+        let to = absolute(to, from);
         let plain = to.starts_with("http://");
         if !(plain || to.starts_with("https://")) || (plain && from.starts_with("https://")) {
             return Err(Error::internal(format!(
@@ -369,8 +410,12 @@ impl Remote {
         Ok(to)
     }
 
-    /// Answers a challenge; false when there is nothing to answer with.
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<bool> {
+    /// Answers a challenge; false when there is none that can be answered.
+    async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        words: &(dyn Fn() -> String + Sync),
+    ) -> Result<bool> {
         let mut found = None;
         for challenge in headers.get_all(header::WWW_AUTHENTICATE) {
             let Ok(text) = challenge.to_str() else {
@@ -382,7 +427,13 @@ impl Remote {
                 break;
             }
             if scheme.eq_ignore_ascii_case("basic") {
-                found = self.basic().map(|basic| format!("Basic {basic}"));
+                let Some(basic) = self.basic() else {
+                    return Err(Error::internal(format!(
+                        "{}: no basic auth credentials",
+                        words()
+                    )));
+                };
+                found = Some(format!("Basic {basic}"));
             }
         }
         let Some(text) = found else { return Ok(false) };
@@ -415,6 +466,35 @@ impl Remote {
         {
             return Ok(format!("Bearer {}", known.registry_token));
         }
+        let token = self.ask_token(challenge, false).await?;
+        let text = if token.token.is_empty() {
+            token.access_token
+        } else {
+            token.token
+        };
+        if text.is_empty() {
+            return Err(Error::internal(
+                "authorization server did not include a token in the response",
+            ));
+        }
+        Ok(format!("Bearer {text}"))
+    }
+
+    fn scopes(&self) -> Vec<String> {
+        if self.path.is_empty() {
+            return Vec::new();
+        }
+        let actions = match self.access {
+            Access::Pull => "pull",
+            Access::Push => "pull,push",
+        };
+        let mut scopes = vec![format!("repository:{}:{actions}", self.path)];
+        scopes.extend(self.sources.iter().map(|s| format!("repository:{s}:pull")));
+        scopes
+    }
+
+    /// `keep`: a token to come again with is wanted too.
+    async fn ask_token(&self, challenge: &[(String, String)], keep: bool) -> Result<Token> {
         let value = |key: &str| {
             challenge
                 .iter()
@@ -423,20 +503,14 @@ impl Remote {
         };
         let realm =
             value("realm").ok_or_else(|| Error::internal("the registry names no token service"))?;
-        if !realm.starts_with("https://") && self.base.starts_with("https://") {
+        let plain = realm.starts_with("http://");
+        if !(plain || realm.starts_with("https://")) || (plain && self.base.starts_with("https://"))
+        {
             return Err(Error::internal(format!(
                 "the token service {realm:.200} is not encrypted: refused"
             )));
         }
-        let actions = match self.access {
-            Access::Pull => "pull",
-            Access::Push => "pull,push",
-        };
-        let scope = if self.path.is_empty() {
-            String::new()
-        } else {
-            format!("repository:{}:{actions}", self.path)
-        };
+        let scopes = self.scopes();
         let service = value("service").unwrap_or_default();
         let refresh = self
             .credentials
@@ -447,7 +521,7 @@ impl Remote {
             let form = format!(
                 "grant_type=refresh_token&service={}&client_id=gantry&scope={}&refresh_token={}",
                 escape(service),
-                escape(&scope),
+                escape(&scopes.join(" ")),
                 escape(&known.identity_token)
             );
             headers.insert(
@@ -458,8 +532,14 @@ impl Remote {
         } else {
             let join = if realm.contains('?') { '&' } else { '?' };
             let mut url = format!("{realm}{join}service={}", escape(service));
-            if !scope.is_empty() {
-                url.push_str(&format!("&scope={}", escape(&scope)));
+            for scope in &scopes {
+                url.push_str(&format!("&scope={}", escape(scope)));
+            }
+            if let Some(known) = self.credentials.as_ref().filter(|c| !c.username.is_empty()) {
+                url.push_str(&format!("&account={}", escape(&known.username)));
+            }
+            if keep {
+                url.push_str("&offline_token=true&client_id=gantry");
             }
             (Method::GET, url, Bytes::new())
         };
@@ -470,51 +550,105 @@ impl Remote {
             .and_then(|b| HeaderValue::from_str(&format!("Basic {b}")).ok());
         let answer = self
             .once(&method, &url, &headers, whole(body), basic)
-            .await?;
+            .await
+            .map_err(|failure| failure.error)?;
         if !answer.status().is_success() {
             return Err(refusal(answer).await.into_error());
         }
-        #[derive(Deserialize)]
-        struct Token {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-        }
-        let bytes = collect(answer, SMALL_ANSWER).await?;
-        let token: Token = serde_json::from_slice(&bytes)
-            .context(|| "reading the token service's answer".into())?;
-        let token = if token.token.is_empty() {
-            token.access_token
-        } else {
-            token.token
-        };
-        if token.is_empty() {
-            return Err(Error::internal(
-                "authorization server did not include a token in the response",
-            ));
-        }
-        Ok(format!("Bearer {token}"))
+        let bytes = collect(answer, SMALL_ANSWER, self.patience).await?;
+        serde_json::from_slice(&bytes).context(|| "reading the token service's answer".into())
     }
 
-    /// `docker login`: are these credentials good?
-    pub(crate) async fn check(&self) -> Result<()> {
+    /// `docker login`: are these credentials good? Answers with what to send instead of the password from now on, or nothing.
+    pub(crate) async fn check(&self) -> Result<String> {
+        let url = format!("{}/v2/", self.base);
+        let words = |status: StatusCode| {
+            Error::new(
+                ErrorKind::Unauthorized,
+                format!(
+                    "login attempt to {url} failed with status: {} {}",
+                    status.as_u16(),
+                    status.canonical_reason().unwrap_or_default()
+                ),
+            )
+        };
+        let first = self
+            .once(&Method::GET, &url, &HeaderMap::new(), empty(), None)
+            .await
+            .map_err(|failure| failure.error)?;
+        let mut identity = String::new();
+        if first.status() == StatusCode::UNAUTHORIZED {
+            for challenge in first.headers().get_all(header::WWW_AUTHENTICATE) {
+                let text = challenge.to_str().unwrap_or_default();
+                let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+                if scheme.eq_ignore_ascii_case("bearer") {
+                    let known = self.credentials.as_ref();
+                    let renewed = known.is_none_or(|c| c.identity_token.is_empty());
+                    let token = self.ask_token(&parameters(rest), renewed).await?;
+                    identity = token.refresh_token;
+                }
+            }
+        }
+        drain(first).await;
         let answer = self
             .request(Method::GET, "/v2/", HeaderMap::new(), Bytes::new())
             .await?;
         if answer.status().is_success() {
-            return Ok(());
+            return Ok(identity);
         }
-        let refused = refusal(answer).await;
-        Err(Error::new(
-            ErrorKind::Unauthorized,
-            format!(
-                "login attempt to {}/v2/ failed with status: {} {}",
-                self.base,
-                refused.status.as_u16(),
-                refused.status.canonical_reason().unwrap_or_default()
-            ),
-        ))
+        Err(words(answer.status()))
+    }
+
+    /// All tags of the repository.
+    pub(crate) async fn tags(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            tags: Option<Vec<String>>,
+        }
+        let mut url = self.repository("tags/list");
+        let mut tags = Vec::new();
+        for _ in 0..PAGES {
+            let answer = self
+                .request(Method::GET, &url, HeaderMap::new(), Bytes::new())
+                .await?;
+            let answer = expect_success(answer).await?;
+            let next = next_page(answer.headers());
+            let bytes = collect(answer, SMALL_ANSWER, self.patience).await?;
+            let page: Page =
+                serde_json::from_slice(&bytes).context(|| "reading the list of tags".into())?;
+            tags.extend(page.tags.unwrap_or_default());
+            if tags.len() > TAG_LIMIT {
+                return Err(Error::invalid(format!(
+                    "more than {TAG_LIMIT} tags in one repository"
+                )));
+            }
+            match next {
+                // The list goes on where it began: a page elsewhere would get our credentials.
+                Some(next) if next.starts_with('/') && !next.starts_with("//") => url = next,
+                _ => return Ok(tags),
+            }
+        }
+        Err(Error::internal("the list of tags does not end"))
+    }
+
+    /// `docker search`: the index's answer as it is, bounded.
+    pub(crate) async fn search(&self, query: &str) -> Result<Bytes> {
+        let answer = self
+            .request(
+                Method::GET,
+                &format!("/v1/search?{query}"),
+                HeaderMap::new(),
+                Bytes::new(),
+            )
+            .await?;
+        if !answer.status().is_success() {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("Unexpected status code {}", answer.status().as_u16()),
+            ));
+        }
+        collect(answer, SMALL_ANSWER, self.patience).await
     }
 
     /// A manifest with its media type, by tag or digest.
@@ -541,7 +675,12 @@ impl Remote {
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_owned();
-        let bytes = collect(answer, usize::try_from(limit).unwrap_or(usize::MAX)).await?;
+        let bytes = collect(
+            answer,
+            usize::try_from(limit).unwrap_or(usize::MAX),
+            self.patience,
+        )
+        .await?;
         Ok(Ok((bytes, kind)))
     }
 
@@ -557,24 +696,72 @@ impl Remote {
         }
     }
 
+    /// Its size as the registry states it; schema 1 does not say.
+    pub(crate) async fn blob_size(&self, digest: &Digest) -> Result<u64> {
+        let url = self.repository(&format!("blobs/{digest}"));
+        let answer = self
+            .request(Method::HEAD, &url, HeaderMap::new(), Bytes::new())
+            .await?;
+        let answer = expect_success(answer).await?;
+        answer
+            .headers()
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .ok_or_else(|| {
+                Error::internal(format!("the registry does not say how large {digest} is"))
+            })
+    }
+
     /// A blob from `offset` on: the answer, and where it really begins.
     pub(crate) async fn blob(
         &self,
         digest: &Digest,
         offset: u64,
     ) -> Result<(Response<Incoming>, u64)> {
+        let url = self.repository(&format!("blobs/{digest}"));
+        self.bytes_from(&url, offset).await
+    }
+
+    /// A foreign layer from the address that a manifest gives, without our credentials.
+    pub(crate) async fn foreign(
+        &self,
+        url: &str,
+        offset: u64,
+    ) -> Result<(Response<Incoming>, u64)> {
+        let plain = url.starts_with("http://") && self.base.starts_with("http://");
+        if !plain && !url.starts_with("https://") {
+            return Err(Error::invalid(format!(
+                "the foreign layer's address {url:.200} is not https: refused"
+            )));
+        }
+        self.bytes_from(url, offset).await
+    }
+
+    async fn bytes_from(&self, url: &str, offset: u64) -> Result<(Response<Incoming>, u64)> {
         let mut headers = HeaderMap::new();
         if offset > 0 {
             let range = HeaderValue::from_str(&format!("bytes={offset}-"))
                 .context(|| "asking for a part of a blob".into())?;
             headers.insert(header::RANGE, range);
         }
-        let url = self.repository(&format!("blobs/{digest}"));
         let answer = self
-            .request(Method::GET, &url, headers, Bytes::new())
+            .request(Method::GET, url, headers, Bytes::new())
             .await?;
         match answer.status() {
-            StatusCode::PARTIAL_CONTENT => Ok((answer, offset)),
+            StatusCode::PARTIAL_CONTENT => {
+                // A part that begins elsewhere would shift everything behind it.
+                let said = answer.headers().get(header::CONTENT_RANGE);
+                let begins = said
+                    .and_then(|v| v.to_str().ok()?.strip_prefix("bytes ")?.split_once('-'))
+                    .and_then(|(begin, _)| begin.parse::<u64>().ok())
+                    .unwrap_or(offset);
+                if begins > offset {
+                    return Err(Error::internal(
+                        "the registry sends another part than asked",
+                    ));
+                }
+                Ok((answer, begins))
+            }
             StatusCode::OK => Ok((answer, 0)),
             _ => Err(refusal(answer).await.into_error()),
         }
@@ -601,6 +788,10 @@ impl Remote {
             StatusCode::ACCEPTED => self.location(&answer, &self.base).map(Some),
             _ => Err(refusal(answer).await.into_error()),
         }
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     pub(crate) async fn finish_upload(&self, location: &str, digest: &Digest) -> Result<()> {
@@ -633,11 +824,31 @@ pub(crate) async fn expect_success(answer: Response<Incoming>) -> Result<Respons
     Err(refusal(answer).await.into_error())
 }
 
-pub(crate) async fn collect(answer: Response<Incoming>, limit: usize) -> Result<Bytes> {
+/// A document, read whole. Larger ones and slow ones are refused.
+pub(crate) async fn collect(
+    answer: Response<Incoming>,
+    limit: usize,
+    patience: Duration,
+) -> Result<Bytes> {
+    let too_large = || {
+        Error::invalid(format!(
+            "the registry's answer is larger than {limit} bytes: refused"
+        ))
+    };
+    let stated = answer.body().size_hint().lower();
+    if usize::try_from(stated).map_or(true, |stated| stated > limit) {
+        return Err(too_large());
+    }
     let body = Limited::new(answer.into_body(), limit).collect();
-    match tokio::time::timeout(ANSWER, body).await {
+    match tokio::time::timeout(patience, body).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(e)) => Err(read_error(io::Error::other(e))),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(e)) => match e.downcast::<hyper::Error>() {
+            Ok(broken) => {
+                Err(Error::new(ErrorKind::Unavailable, "unexpected EOF").with_source(broken))
+            }
+            Err(e) => Err(read_error(io::Error::other(e))),
+        },
         Err(_) => Err(Error::new(
             ErrorKind::Unavailable,
             "the registry stopped in the middle of an answer",
@@ -645,32 +856,138 @@ pub(crate) async fn collect(answer: Response<Incoming>, limit: usize) -> Result<
     }
 }
 
+/// Reads a short body that says nothing, so that its connection can be used again.
+async fn drain(answer: Response<Incoming>) {
+    let body = Limited::new(answer.into_body(), 64 << 10).collect();
+    let _ = tokio::time::timeout(Duration::from_secs(1), body).await;
+}
+
+/// Docker's client: a bearer challenge knows better than the body what was wrong.
+fn challenged(headers: &HeaderMap) -> Option<(&'static str, String)> {
+    let parameters = headers
+        .get_all(header::WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .filter_map(|text| text.split_once(' '))
+        .find(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, rest)| parameters(rest))?;
+    let value = |key: &str| parameters.iter().find(|(k, _)| k == key).map(|(_, v)| v);
+    let (code, text) = match value("error")?.as_str() {
+        "invalid_token" => ("UNAUTHORIZED", "authentication required"),
+        "insufficient_scope" => ("DENIED", "requested access to the resource is denied"),
+        _ => return None,
+    };
+    let text = value("error_description").map_or(text, String::as_str);
+    Some((code, format!("{}: {text:.500}", code.to_lowercase())))
+}
+
 pub(crate) async fn refusal(answer: Response<Incoming>) -> Refusal {
     let status = answer.status();
-    let body = collect(answer, SMALL_ANSWER).await.unwrap_or_default();
+    let challenge = challenged(answer.headers()).filter(|_| status.is_client_error());
+    let body = collect(answer, SMALL_ANSWER, Duration::from_secs(10))
+        .await
+        .unwrap_or_default();
+    if let Some((code, text)) = challenge {
+        return Refusal {
+            status,
+            code: code.to_owned(),
+            text,
+        };
+    }
     let first = serde_json::from_slice::<Failures>(&body)
         .ok()
         .and_then(|list| list.errors.into_iter().next());
-    match first {
-        Some(failure) => Refusal {
-            status,
-            text: format!(
-                "{}: {}",
-                failure.code.to_lowercase().replace('_', " "),
-                failure.message
+    let (code, text) = match first {
+        Some(first) => (
+            first.code.clone(),
+            format!(
+                "{}: {:.1000}",
+                first.code.to_lowercase().replace('_', " "),
+                first.message
             ),
-            code: failure.code,
-        },
-        None => Refusal {
-            status,
-            code: String::new(),
-            text: format!(
+        ),
+        None if status == StatusCode::UNAUTHORIZED => (
+            "UNAUTHORIZED".to_owned(),
+            "unauthorized: authentication required".to_owned(),
+        ),
+        None => (
+            String::new(),
+            format!(
                 "received unexpected HTTP status: {} {}",
                 status.as_u16(),
                 status.canonical_reason().unwrap_or_default()
             ),
-        },
+        ),
+    };
+    Refusal { status, code, text }
+}
+
+/// What a registry that is only busy says.
+fn is_busy(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502 | 503 | 504)
+}
+
+/// `Retry-After` in seconds; a date is not worth a clock that both must agree on.
+fn said_pause(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// `Link: </v2/…?last=x>; rel="next"`
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(header::LINK)?.to_str().ok()?;
+    let (link, rest) = text.strip_prefix('<')?.split_once('>')?;
+    rest.contains("next").then(|| link.to_owned())
+}
+
+/// A reference in an answer, against the address that was asked.
+fn absolute(to: &str, from: &str) -> String {
+    let (scheme, rest) = from.split_once("://").unwrap_or(("https", from));
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    if to.starts_with("//") {
+        format!("{scheme}:{to}")
+    } else if to.starts_with('/') {
+        format!("{scheme}://{host}{to}")
+    } else if to.contains("://") {
+        to.to_owned()
+    } else {
+        let path = rest.split('?').next().unwrap_or_default();
+        let folder = path.rsplit_once('/').map_or(host, |(folder, _)| folder);
+        format!("{scheme}://{folder}/{to}")
     }
+}
+
+fn outgoing(
+    method: &Method,
+    url: &str,
+    headers: &HeaderMap,
+    body: OutBody,
+    authorization: Option<HeaderValue>,
+) -> Result<Request<OutBody>, Failure> {
+    let uri: Uri = url.parse().map_err(|e| Failure {
+        error: Error::internal(format!(
+            "the registry gave an address that is none: {url:.200}"
+        ))
+        .with_source(e),
+        speaks_tls: true,
+    })?;
+    let mut request = Request::new(body);
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers.clone();
+    let agent = HeaderValue::from_static(concat!("gantry/", env!("CARGO_PKG_VERSION")));
+    request.headers_mut().insert(header::USER_AGENT, agent);
+    if let Some(value) = authorization {
+        request.headers_mut().insert(header::AUTHORIZATION, value);
+    }
+    Ok(request)
+}
+
+/// `Get "https://host/v2/"`
+fn spoken(method: &Method, url: &str) -> String {
+    let name = method.as_str();
+    let url: String = url.chars().take(300).collect();
+    format!("{}{} {url:?}", &name[..1], name[1..].to_lowercase())
 }
 
 /// `key="value",key=value`
@@ -704,21 +1021,94 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// What went wrong on the wire, in Go's words where they are known.
-fn network_words(error: &(dyn std::error::Error + 'static), url: &str) -> String {
-    let mut next = Some(error);
-    let mut last = String::new();
-    while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::ConnectionRefused
-        {
-            let host = url.split('/').nth(2).unwrap_or_default();
-            return format!("dial tcp {host}: connect: connection refused");
+/// A request that got no answer.
+struct Failure {
+    error: Error,
+    /// False when the other end is not there or answers in plain text.
+    speaks_tls: bool,
+}
+
+impl Failure {
+    /// In Go's words where they are known. Before a connection stands the failure is final, after it another attempt may help.
+    fn of(method: &Method, url: &str, error: &hyper_util::client::legacy::Error) -> Self {
+        let host = url.split('/').nth(2).unwrap_or_default();
+        let mut speaks_tls = !error.is_connect();
+        let mut words = String::new();
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(cause) = next {
+            words = cause.to_string();
+            if words == "dns error" {
+                let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+                words = format!("dial tcp: lookup {name}: no such host");
+                break;
+            }
+            if let Some(io) = cause.downcast_ref::<io::Error>() {
+                if let Some(tls) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                    (words, speaks_tls) = tls_words(tls);
+                    break;
+                }
+                let how = match io.kind() {
+                    io::ErrorKind::ConnectionRefused => "connection refused",
+                    io::ErrorKind::HostUnreachable => "no route to host",
+                    io::ErrorKind::NetworkUnreachable => "network is unreachable",
+                    io::ErrorKind::TimedOut if error.is_connect() => "i/o timeout",
+                    _ => "",
+                };
+                if !how.is_empty() {
+                    words = format!("dial tcp {host}: connect: {how}");
+                    break;
+                }
+            }
+            next = cause.source();
         }
-        last = cause.to_string();
-        next = cause.source();
+        let kind = if error.is_connect() {
+            ErrorKind::Internal
+        } else {
+            ErrorKind::Unavailable
+        };
+        Self {
+            error: Error::new(kind, format!("{}: {words}", spoken(method, url))),
+            speaks_tls,
+        }
     }
-    last
+}
+
+fn tls_words(error: &rustls::Error) -> (String, bool) {
+    use rustls::{CertificateError, Error as Tls};
+    let words = match error {
+        // What comes back is no TLS record.
+        Tls::InvalidMessage(_) => {
+            return (
+                "http: server gave HTTP response to HTTPS client".to_owned(),
+                false,
+            );
+        }
+        Tls::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+                .to_owned()
+        }
+        Tls::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "tls: failed to verify certificate: x509: certificate has expired or is not yet valid"
+            .to_owned(),
+        Tls::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "tls: failed to verify certificate: x509: certificate is not valid for this name"
+            .to_owned(),
+        Tls::AlertReceived(alert) => format!("remote error: tls: {alert:?}"),
+        other => format!("tls: {other}"),
+    };
+    (words, true)
+}
+
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    #[serde(default)]
+    refresh_token: String,
 }
 
 #[cfg(test)]
@@ -746,16 +1136,16 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_is_spoken_to_in_plain_text() {
-        for (host, want) in [
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("[::1]:5000", true),
-            ("127.0.0.1.example:80", false),
-            ("registry.example", false),
-            ("10.0.0.1:5000", false),
+    fn references_are_taken_against_what_was_asked() {
+        let from = "https://a.example:5000/v2/x/blobs/uploads/?n=/1";
+        for (to, want) in [
+            ("/v2/y", "https://a.example:5000/v2/y"),
+            ("//b.example/y", "https://b.example/y"),
+            ("http://b.example/y", "http://b.example/y"),
+            ("y?z", "https://a.example:5000/v2/x/blobs/uploads/y?z"),
         ] {
-            assert_eq!(is_loopback(host), want, "{host}");
+            assert_eq!(absolute(to, from), want);
         }
+        assert_eq!(absolute("y", "https://a"), "https://a/y");
     }
 }

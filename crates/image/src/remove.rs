@@ -255,6 +255,7 @@ fn freed_chains(image: &Image, freed: &[(String, LayerRow)]) -> Vec<Digest> {
 pub(crate) fn prune(
     store: &Inner,
     all: bool,
+    wanted: &dyn Fn(&Image) -> bool,
     in_use: &dyn Fn(&Digest) -> bool,
 ) -> Result<(Vec<Removed>, u64)> {
     let _publish = store.lock_publish();
@@ -278,6 +279,7 @@ pub(crate) fn prune(
                 });
                 if dead.contains(&image.id)
                     || has_children
+                    || !wanted(image)
                     || (!all && !image.tags.is_empty())
                     || state.is_held(&image.id)
                     || in_use(&image.id)

@@ -17,6 +17,7 @@
 //! stays true, and a folder can be made again.
 
 use crate::layer::Unpacked;
+use crate::registries::Registries;
 use crate::spool::{discard, sha256};
 use crate::{Image, LayerRef};
 use gantry_base::{Error, Result, ResultExt, db::Batch, db::Db};
@@ -89,6 +90,7 @@ pub(crate) struct State {
 pub(crate) struct Inner {
     pub(crate) dir: PathBuf,
     pub(crate) db: Db,
+    pub(crate) registries: Registries,
     state: RwLock<State>,
     /// Held while rows change, so that file, row and memory change together. Never held while an archive is read.
     publish: Mutex<()>,
@@ -244,7 +246,7 @@ pub(crate) fn now_ns() -> i64 {
 }
 
 impl Inner {
-    pub(crate) fn open(dir: &Path, db: Db) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, db: Db, registries: Registries) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         for folder in ["blobs/sha256", "layers", "tmp"] {
             std::fs::DirBuilder::new()
@@ -263,6 +265,7 @@ impl Inner {
         let inner = Self {
             dir: dir.to_owned(),
             db,
+            registries,
             state: RwLock::default(),
             publish: Mutex::new(()),
             next_layer: AtomicU64::new(next_layer),

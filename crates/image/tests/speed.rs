@@ -18,7 +18,12 @@ fn load_and_save() {
         None => tempfile::tempdir().unwrap(),
     };
     let db = Db::open(&folder.path().join("node.redb")).unwrap();
-    let store = Store::open(&folder.path().join("images"), db).unwrap();
+    let store = Store::open(
+        &folder.path().join("images"),
+        db,
+        gantry_image::Registries::default(),
+    )
+    .unwrap();
     let report = |what: &str, start: Instant| {
         let seconds = start.elapsed().as_secs_f64();
         eprintln!("{what:28} {seconds:.3} s  {:.0} MB/s", megabytes / seconds);

@@ -396,15 +396,18 @@ fn pruning() {
         .load(&docker_archive(&[layer("c")], &["y:1"]))
         .unwrap();
     assert_eq!(world.image(&old.hex()).tags, []);
-    let (removed, freed) = world.store.prune(false, &|id| *id == old).unwrap();
+    let (removed, freed) = world
+        .store
+        .prune(false, &|_| true, &|id| *id == old)
+        .unwrap();
     assert_eq!((removed.len(), freed), (0, 0));
-    let (removed, freed) = world.store.prune(false, &|_| false).unwrap();
+    let (removed, freed) = world.store.prune(false, &|_| true, &|_| false).unwrap();
     assert_eq!(
         (told(&removed), freed),
         (vec!["Deleted".to_owned(), "Deleted".into()], 1)
     );
     let y = world.image("y:1").id.clone();
-    let (removed, freed) = world.store.prune(true, &|id| *id == y).unwrap();
+    let (removed, freed) = world.store.prune(true, &|_| true, &|id| *id == y).unwrap();
     assert_eq!(told(&removed), ["Untagged: x:1", "Deleted", "Deleted"]);
     assert_eq!(freed, 1);
     assert_eq!(world.store.list().unwrap().len(), 1);
@@ -744,7 +747,7 @@ fn two_loads_at_once_and_a_removal_between() {
         scope.spawn(|| {
             for _ in 0..60 {
                 let _ = world.store.remove("x:1", true, &unused);
-                let _ = world.store.prune(false, &|_| false).unwrap();
+                let _ = world.store.prune(false, &|_| true, &|_| false).unwrap();
             }
         });
     });
@@ -768,7 +771,14 @@ fn an_image_that_is_held_stays() {
     let hold = world.store.hold(&image.id).unwrap();
     let error = world.store.remove("x:1", false, &unused).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(world.store.prune(true, &|_| false).unwrap().0.is_empty());
+    assert!(
+        world
+            .store
+            .prune(true, &|_| true, &|_| false)
+            .unwrap()
+            .0
+            .is_empty()
+    );
     // By force it goes, and its layers with the container.
     world.store.remove("x:1", true, &unused).unwrap();
     assert_eq!(in_container(&world, &image, "cat d/a"), "a");

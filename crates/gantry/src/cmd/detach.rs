@@ -92,6 +92,16 @@ fn words(settings: &Settings, up: &UpArgs) -> Vec<OsString> {
     {
         words.push("--tlsverify".into());
     }
+    for mirror in settings.registries.mirrors() {
+        words.extend(["--registry-mirror".into(), mirror.into()]);
+    }
+    let (hosts, nets) = settings.registries.insecure();
+    for insecure in hosts.into_iter().chain(nets) {
+        words.extend(["--insecure-registry".into(), insecure.into()]);
+    }
+    if settings.restart_unhealthy {
+        words.push("--restart-unhealthy".into());
+    }
     if up.demo {
         words.push("--demo".into());
     }

@@ -238,6 +238,7 @@ fn engine_settings(settings: &Settings, instance: String) -> gantry_engine::Sett
         },
         instance,
         restart_unhealthy: settings.restart_unhealthy,
+        registries: settings.registries.clone(),
         runtime_program: runtime_program::BYTES,
     }
 }

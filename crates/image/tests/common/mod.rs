@@ -5,8 +5,10 @@
     reason = "a module of several test programs, each of which uses its part"
 )]
 
+pub mod registry;
+
 use gantry_base::db::Db;
-use gantry_image::{Image, Loaded, Store};
+use gantry_image::{Image, Loaded, Registries, Store};
 use gantry_oci::Digest;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -57,8 +59,12 @@ impl World {
     }
 }
 
-/// The database's thread of a closed store may need a moment to let go of the file.
 pub fn open(dir: &Path) -> Store {
+    open_with(dir, Registries::default())
+}
+
+/// The database's thread of a closed store may need a moment to let go of the file.
+pub fn open_with(dir: &Path, registries: Registries) -> Store {
     let path = dir.join("node.redb");
     let db = loop {
         match Db::open(&path) {
@@ -67,7 +73,7 @@ pub fn open(dir: &Path) -> Store {
             Err(e) => panic!("{}", e.chain()),
         }
     };
-    Store::open(&dir.join("images"), db).unwrap()
+    Store::open(&dir.join("images"), db, registries).unwrap()
 }
 
 pub fn sha256(bytes: &[u8]) -> Digest {
