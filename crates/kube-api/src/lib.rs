@@ -1,6 +1,7 @@
 //! Kubernetes documents and their pure rules. Objects stay JSON documents; a table of the types says what their fields are.
 //!
 //! document + patch --[`patch`]--> document
+//! live + configuration --[`apply`]--> document with its managers, or conflicts
 //! document         --[`defaults`]--> document with what Kubernetes fills in
 //! document (+ old) --[`validate`]--> faults, each with reason and path --[`field`]--> `Status`
 //! document, table  --[`schema`]--> fields that no type has
@@ -8,7 +9,7 @@
 //!
 //! Start with [`schema::Schema::of`]; [`patch::strategic`] and [`defaults::apply`] walk the same table. [`resources`] says how
 //! kinds are called in paths.
-//! Not here: I/O, storage, HTTP. Not yet here: server-side apply, printed columns.
+//! Not here: I/O, storage, HTTP. Not yet here: printed columns.
 //!
 //! Invariants
 //! * A patch that fails leaves no half-changed document: each takes a document and gives back another.
@@ -16,9 +17,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod cron;
 pub mod defaults;
 pub mod field;
+pub mod fieldset;
 pub mod names;
 pub mod patch;
 pub mod quantity;

@@ -41,6 +41,8 @@ pub struct Schema {
     one_of: Vec<String>,
     /// Only schemas of custom resources have one.
     default: Value,
+    /// Only schemas of custom resources say so.
+    preserve_unknown: bool,
 }
 
 /// A type's name in the API.
@@ -136,6 +138,16 @@ impl Schema {
     pub fn fields(&self) -> impl Iterator<Item = (&str, &Self)> {
         let fields = &self.resolved().fields;
         fields.iter().map(|(name, schema)| (name.as_str(), schema))
+    }
+
+    /// Whether it is an object with a field of that name, and not only a map.
+    pub fn has_field(&self, name: &str) -> bool {
+        self.resolved().fields.contains_key(name)
+    }
+
+    /// Whether fields that it does not name are data all the same (custom resources).
+    pub fn preserves_unknown(&self) -> bool {
+        self.resolved().preserve_unknown
     }
 
     /// Whether it is an object with named fields (not a map and not free-form).
