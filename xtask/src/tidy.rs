@@ -30,8 +30,13 @@ const EDGES: [(&str, &[&str]); 16] = [
         ],
     ),
     (
+        "gantry-build",
+        &["base", "linux", "oci", "docker-api", "engine", "image"],
+    ),
+    (
         "gantry-docker",
         &[
+            "build",
             "base",
             "linux",
             "oci",

@@ -530,19 +530,6 @@ impl Write for Pieces {
     }
 }
 
-pub(crate) async fn build(_call: Call) -> Result<Reply> {
-    Err(unsupported(
-        "building images is not part of this build yet; build elsewhere and bring the image in with docker load",
-    ))
-}
-
-/// There is no build cache.
-pub(crate) async fn build_prune(_call: Call) -> Result<Reply> {
-    Ok(Reply::json(
-        &json!({"CachesDeleted": null, "SpaceReclaimed": 0}),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod build;
 mod call;
 mod containers;
 mod error;
@@ -33,4 +34,5 @@ mod transfer;
 mod volumes;
 mod websocket;
 
+pub use gantry_build::Builder;
 pub use server::serve;

@@ -5,7 +5,9 @@
 
 use crate::call::Call;
 use crate::reply::Reply;
-use crate::{archive, containers, events, exec, images, networks, system, transfer, volumes};
+use crate::{
+    archive, build, containers, events, exec, images, networks, system, transfer, volumes,
+};
 use gantry_base::Result;
 use gantry_docker_api::query;
 use http::Method;
@@ -94,11 +96,11 @@ static TABLE: &[Route] = routes! {
     POST "/images/" .. "/push" => transfer::push,
     DELETE "/images/" .. "" => images::remove,
     GET "/distribution/" .. "/json" => transfer::distribution,
-    POST "/build" => images::build,
-    POST "/build/prune" => images::build_prune,
-    POST "/build/cancel" => images::build,
-    POST "/session" => images::build,
-    POST "/grpc" => images::build,
+    POST "/build" => build::build,
+    POST "/build/prune" => build::prune,
+    POST "/build/cancel" => build::cancel,
+    POST "/session" => build::session,
+    POST "/grpc" => build::session,
 
     GET "/volumes" => volumes::list,
     POST "/volumes/create" => volumes::create,

@@ -4,6 +4,7 @@ use crate::call::{Call, Remaining};
 use crate::reply::{Body, Reply, stopped};
 use crate::{error, routes};
 use gantry_base::{Result, ResultExt};
+use gantry_build::Builder;
 use gantry_docker_api::version;
 use gantry_engine::Engine;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -31,6 +32,7 @@ const GRACE: Duration = Duration::from_millis(1500);
 /// under way are done. Long streams (logs, events, attach, wait) are cut at that point.
 pub async fn serve(
     engine: Engine,
+    builder: Builder,
     listener: UnixListener,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
@@ -50,9 +52,9 @@ pub async fn serve(
         };
         match accepted {
             Ok((socket, _)) => {
-                let (engine, stop) = (engine.clone(), stop.clone());
+                let (engine, builder, stop) = (engine.clone(), builder.clone(), stop.clone());
                 tokio::spawn(async move {
-                    connection(socket, engine, stop).await;
+                    connection(socket, engine, builder, stop).await;
                     drop(place);
                 });
             }
@@ -79,10 +81,15 @@ fn is_passing(e: &std::io::Error) -> bool {
     ) || matches!(e.raw_os_error(), Some(23 | 24))
 }
 
-async fn connection(socket: UnixStream, engine: Engine, stop: watch::Receiver<bool>) {
+async fn connection(
+    socket: UnixStream,
+    engine: Engine,
+    builder: Builder,
+    stop: watch::Receiver<bool>,
+) {
     let service = {
         let stop = stop.clone();
-        service_fn(move |request| answer(request, engine.clone(), stop.clone()))
+        service_fn(move |request| answer(request, engine.clone(), builder.clone(), stop.clone()))
     };
     let serving = http1::Builder::new()
         .max_header_size(HEADER_LIMIT)
@@ -110,9 +117,10 @@ async fn connection(socket: UnixStream, engine: Engine, stop: watch::Receiver<bo
 async fn answer(
     request: Request<Incoming>,
     engine: Engine,
+    builder: Builder,
     stop: watch::Receiver<bool>,
 ) -> Result<Response<Body>, Infallible> {
-    let mut response = respond(request, engine, stop).await.0;
+    let mut response = respond(request, engine, builder, stop).await.0;
     let headers = response.headers_mut();
     for (name, value) in &COMMON {
         headers.insert(name, HeaderValue::from_static(value));
@@ -134,7 +142,12 @@ static COMMON: [(http::HeaderName, &str); 4] = [
     ),
 ];
 
-async fn respond(request: Request<Incoming>, engine: Engine, stop: watch::Receiver<bool>) -> Reply {
+async fn respond(
+    request: Request<Incoming>,
+    engine: Engine,
+    builder: Builder,
+    stop: watch::Receiver<bool>,
+) -> Reply {
     let mut request = request;
     let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
@@ -148,6 +161,7 @@ async fn respond(request: Request<Incoming>, engine: Engine, stop: watch::Receiv
     };
     let call = Call {
         engine,
+        builder,
         version,
         name,
         parts,

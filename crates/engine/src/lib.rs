@@ -44,6 +44,7 @@ pub use container::exec::{Exec, ExecStart};
 pub use container::naming::names_in_network;
 pub use container::remove::Remove;
 pub use container::set::Set;
+pub use container::step::{RunningStep, Step, holds_tar, pack_layer, pack_tree, unpack_tar};
 pub use container::wait::{WaitCondition, Waited};
 pub use container::{Exit, Failure, Health, HealthProbe, MountPoint, Process, Record, State};
 pub use gantry_image::Registries;

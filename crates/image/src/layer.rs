@@ -677,6 +677,13 @@ fn write_sparse<R: BufRead>(
 }
 
 impl Unpacked {
+    /// A layer that was not unpacked but written as a folder: it depends on nothing below.
+    pub(crate) fn written(size: u64) -> Self {
+        Self {
+            size,
+            ..Self::default()
+        }
+    }
     /// The layer's content depends on the layers below it.
     pub(crate) fn is_dependent(&self) -> bool {
         !self.implied.is_empty() || !self.lower_links.is_empty()

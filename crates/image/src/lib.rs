@@ -37,6 +37,7 @@ mod save;
 mod schema1;
 mod single;
 mod spool;
+pub mod steps;
 mod store;
 pub mod tarstream;
 
@@ -434,6 +435,10 @@ impl Store {
 }
 
 impl Image {
+    /// Layer folders that a mount needs, topmost first.
+    pub fn lowers(&self) -> &[PathBuf] {
+        &self.lowers
+    }
     /// When it was built, nanoseconds since the epoch; 0 when it does not say.
     pub fn created_ns(&self) -> i64 {
         self.config
@@ -483,7 +488,7 @@ fn no_such_image(name: &str) -> Error {
 }
 
 /// Parents are made only when they lack: the usual case is one call.
-fn make_folder(folder: &Path) -> Result<()> {
+pub(crate) fn make_folder(folder: &Path) -> Result<()> {
     use gantry_base::ResultExt;
     use std::io::ErrorKind;
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};

@@ -19,6 +19,7 @@
 use crate::layer::Unpacked;
 use crate::registries::Registries;
 use crate::spool::{discard, sha256};
+use crate::steps::StepRow;
 use crate::{Image, LayerRef};
 use gantry_base::{Error, Result, ResultExt, db::Batch, db::Db};
 use gantry_linux::dirfd;
@@ -77,6 +78,8 @@ pub(crate) struct State {
     /// By [`Reference::canonical`].
     pub(crate) tags: BTreeMap<String, (Reference, Digest)>,
     pub(crate) layers: HashMap<String, LayerRow>,
+    /// The build cache ([`crate::steps`]).
+    pub(crate) steps: BTreeMap<String, StepRow>,
     /// Loads, imports, commits and saves under way. They may count on any layer they have seen: nothing is freed meanwhile.
     active: usize,
     /// Images that a container is being made of, and how many ([`Hold`]).
@@ -323,6 +326,12 @@ impl Inner {
                 }
             }
         }
+        for (key, row) in self.db.scan::<StepRow>("build")? {
+            let is_whole = |layer: &String| state.layers.contains_key(layer);
+            if row.layer.as_ref().is_none_or(is_whole) {
+                state.steps.insert(key, row);
+            }
+        }
         let images = &state.images;
         state.tags.retain(|_, (_, id)| images.contains_key(id));
         *self.write() = state;
@@ -333,8 +342,11 @@ impl Inner {
     /// until they are loaded again.
     fn sweep(&self) -> Result<()> {
         let rows = self.db.scan::<ImageRow>("images")?;
-        let used: HashSet<&String> = rows.iter().flat_map(|(_, row)| &row.layers).collect();
         let mut state = self.write();
+        let steps = std::mem::take(&mut state.steps);
+        let by_steps = steps.values().filter_map(|row| row.layer.as_ref());
+        let by_images = rows.iter().flat_map(|(_, row)| &row.layers);
+        let used: HashSet<&String> = by_images.chain(by_steps).collect();
         let mut batch = Batch::new();
         state.layers.retain(|key, _| {
             let keep = used.contains(key);
@@ -343,6 +355,8 @@ impl Inner {
             }
             keep
         });
+        drop(used);
+        state.steps = steps;
         drop(state);
         self.db.commit_blocking(batch)?;
         let small: Vec<Digest> = rows
@@ -386,7 +400,7 @@ impl Inner {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
     pub(crate) fn lock_publish(&self) -> MutexGuard<'_, ()> {
@@ -470,13 +484,13 @@ impl Inner {
         Activity(self)
     }
 
-    fn begin_activity(&self) {
+    pub(crate) fn begin_activity(&self) {
         // Under the publish lock: a removal that runs now finishes its freeing first.
         let _publish = self.lock_publish();
         self.write().active += 1;
     }
 
-    fn end_activity(&self) {
+    pub(crate) fn end_activity(&self) {
         let _publish = self.lock_publish();
         let mut state = self.write();
         state.active -= 1;
@@ -487,8 +501,22 @@ impl Inner {
         }
     }
 
+    pub(crate) fn next_temporary(&self) -> u64 {
+        self.next_temporary.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Makes layers and images visible, all or none.
     pub(crate) fn publish(&self, layers: Vec<NewLayer>, images: Vec<NewImage>) -> Result<()> {
+        self.publish_with(layers, images, Vec::new())
+    }
+
+    /// The same with rows of the build cache.
+    pub(crate) fn publish_with(
+        &self,
+        layers: Vec<NewLayer>,
+        images: Vec<NewImage>,
+        steps: Vec<(String, StepRow)>,
+    ) -> Result<()> {
         let small = self.write_small_blobs(&images)?;
         if !layers.is_empty() {
             let tmp =
@@ -498,7 +526,7 @@ impl Inner {
 
         let _publish = self.lock_publish();
         let mut placed = Placed::default();
-        let result = self.place(layers, images, &small, &mut placed);
+        let result = self.place(layers, images, steps, &small, &mut placed);
         if result.is_err() {
             placed.undo();
         }
@@ -539,6 +567,7 @@ impl Inner {
         &self,
         layers: Vec<NewLayer>,
         images: Vec<NewImage>,
+        steps: Vec<(String, StepRow)>,
         small: &[(PathBuf, Digest)],
         placed: &mut Placed,
     ) -> Result<()> {
@@ -602,9 +631,13 @@ impl Inner {
             let image = Arc::new(self.image(&next, &row, new, tags)?);
             next.images.insert(id, Known { row, image });
         }
+        for (key, row) in &steps {
+            batch = batch.put("build", key, row);
+        }
         self.db.commit_blocking(batch)?;
         let mut state = self.write();
         state.layers.extend(rows);
+        state.steps.extend(steps);
         state.images.extend(next.images);
         for (tag, id) in moved {
             state.set_tag(tag, Some(id));
@@ -692,9 +725,11 @@ impl Inner {
 
     /// Frees layers and blobs that no image refers to, unless something under way may count on them; then its end does.
     /// The caller holds the publish lock.
-    fn free_unreferenced(&self) -> Result<Vec<(String, LayerRow)>> {
+    pub(crate) fn free_unreferenced(&self) -> Result<Vec<(String, LayerRow)>> {
         let mut state = self.write();
-        let used: HashSet<&String> = state.images.values().flat_map(|k| &k.row.layers).collect();
+        let by_images = state.images.values().flat_map(|k| &k.row.layers);
+        let by_steps = state.steps.values().filter_map(|row| row.layer.as_ref());
+        let used: HashSet<&String> = by_images.chain(by_steps).collect();
         let dead: Vec<(String, LayerRow)> = state
             .layers
             .iter()

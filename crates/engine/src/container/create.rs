@@ -209,7 +209,7 @@ impl Engine {
     }
 
     /// `container:name` → `container:id`, so that a rename does not cut the bond. An unknown one shows at the start, as with Docker.
-    fn resolve_containers(&self, host: &mut HostConfig) -> Result<()> {
+    pub(super) fn resolve_containers(&self, host: &mut HostConfig) -> Result<()> {
         for mode in [
             &mut host.network_mode,
             &mut host.ipc_mode,
@@ -225,7 +225,7 @@ impl Engine {
     }
 
     /// The networks to connect to, under their names; those that are not there yet keep what was typed.
-    fn networks_of(
+    pub(super) fn networks_of(
         &self,
         host: &HostConfig,
         endpoints: BTreeMap<String, EndpointSettings>,

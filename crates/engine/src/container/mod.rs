@@ -26,6 +26,7 @@ pub mod restart;
 pub mod set;
 pub(crate) mod spec;
 pub mod start;
+pub mod step;
 pub mod stop;
 pub(crate) mod table;
 pub mod update;

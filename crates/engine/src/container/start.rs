@@ -37,9 +37,9 @@ pub(crate) enum Why {
 }
 
 /// A start that did not come about: exit code for the record, error for who asked.
-struct Failed {
+pub(super) struct Failed {
     code: i32,
-    error: Error,
+    pub(super) error: Error,
 }
 
 impl From<Error> for Failed {
@@ -285,7 +285,7 @@ impl Engine {
     }
 
     /// Sources of mounts, devices, and the processes whose namespaces are joined.
-    async fn look_around(&self, record: &Record) -> Result<World> {
+    pub(super) async fn look_around(&self, record: &Record) -> Result<World> {
         let host = &record.host_config;
         let mut world = World {
             cgroup_path: format!("/{}", record.cgroup_path(&self.0.settings.instance)),
@@ -413,7 +413,7 @@ impl Engine {
     }
 
     /// An address in each network. All or none.
-    fn connect(
+    pub(super) fn connect(
         &self,
         record: &Record,
         kept: &BTreeMap<String, std::net::Ipv4Addr>,
@@ -450,7 +450,7 @@ impl Engine {
         Ok(published.sockets)
     }
 
-    fn write_files(
+    pub(super) fn write_files(
         &self,
         record: &Record,
         endpoints: &[Endpoint],
@@ -531,7 +531,7 @@ pub(super) fn in_order(record: &Record) -> Vec<Endpoint> {
     endpoints.into_iter().cloned().collect()
 }
 
-fn link(number: usize, endpoint: &Endpoint) -> Link {
+pub(super) fn link(number: usize, endpoint: &Endpoint) -> Link {
     Link {
         host_name: endpoint.host_interface.clone(),
         name: format!("eth{number}"),
@@ -549,7 +549,7 @@ fn link(number: usize, endpoint: &Endpoint) -> Link {
 }
 
 /// Docker's sentence around the runtime's, and its status: a program that is missing or not executable is the request's fault.
-fn failed(failure: supervisor::StartError) -> Failed {
+pub(super) fn failed(failure: supervisor::StartError) -> Failed {
     let message = if failure.message.starts_with("OCI runtime") {
         format!(
             "failed to create task for container: failed to create shim task: {}",

@@ -29,6 +29,8 @@ pub(crate) struct Packer<'a, W: Write> {
     layer: bool,
     skip: Skip<'a>,
     buffer: Vec<u8>,
+    /// Of the regular files so far.
+    pub(crate) bytes: u64,
 }
 
 impl<W: Write> Packer<'static, W> {
@@ -50,6 +52,7 @@ impl<'a, W: Write> Packer<'a, W> {
             layer,
             skip,
             buffer: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -177,6 +180,7 @@ impl<'a, W: Write> Packer<'a, W> {
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let attributes = tree::xattrs(&file)?;
+        self.bytes = self.bytes.saturating_add(size);
         self.header(&stat, EntryType::Regular, path, b"", size, attributes)?;
         // The header promised a length: a file that grows is cut there, one that shrinks is filled with zeros.
         let out = self.tar.get_mut();

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod beyond;
+mod build;
 mod contract;
 mod debian;
 mod demo;
