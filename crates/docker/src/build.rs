@@ -65,7 +65,12 @@ fn request(query: &Query<'_>) -> Result<Request> {
     let mut host = HostConfig {
         network_mode: match query.get("networkmode") {
             "" => "default".into(),
-            mode => mode.into(),
+            mode @ ("default" | "bridge" | "none" | "host") => mode.into(),
+            mode => {
+                return Err(Error::invalid(format!(
+                    "network mode {mode:?} not supported by buildkit: a build has default, none or host"
+                )));
+            }
         },
         memory: query.number("memory")?.unwrap_or(0),
         memory_swap: query.number("memswap")?.unwrap_or(0),

@@ -147,6 +147,7 @@ impl Engine {
             run_dir: self.run_dir(&record.id),
             log: None,
             stdin: Stdin::Closed,
+            names: false,
             links: endpoints
                 .iter()
                 .enumerate()
