@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which of our crates each crate may depend on. `ARCHITECTURE.md` draws it; an arrow that is not here is a decision, not a line.
-const EDGES: [(&str, &[&str]); 16] = [
+const EDGES: [(&str, &[&str]); 17] = [
     ("gantry-base", &[]),
     ("gantry-oci", &["base"]),
     ("gantry-docker-api", &["base", "oci"]),
