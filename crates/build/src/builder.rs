@@ -736,13 +736,20 @@ impl Build {
             .map_err(|e| Error::invalid(format!("failed to parse stage name {name:?}: {e}")))?
             .or_latest();
         let credentials = self.client.credentials(&reference.domain).await;
-        let resolved =
-            gantry_image::Store::resolve(&reference, &platform.to_string(), credentials).await?;
         let images = self.builder.0.engine.images().clone();
+        let resolved = images
+            .resolve(&reference, &platform.to_string(), credentials)
+            .await?;
         let runtime = tokio::runtime::Handle::current();
-        let pulled = tokio::task::spawn_blocking(move || images.pull(&runtime, &resolved, &|_| ()))
+        // Falls when the build is dropped while it waits here.
+        let waiting = Arc::new(());
+        let watched = Arc::downgrade(&waiting);
+        let gone = move || watched.strong_count() == 0;
+        let pulling = move || images.pull(&runtime, &resolved, &|_| (), &gone);
+        let pulled = tokio::task::spawn_blocking(pulling)
             .await
             .context(|| "pulling a base image".into())??;
+        drop(waiting);
         self.builder.0.engine.images().get(&pulled.id.to_string())
     }
 
