@@ -5,7 +5,7 @@ use crate::access::{Action, Caller};
 use crate::body::{Body, Query, Range, collect, decode, encode};
 use crate::error::{Error, Result};
 use crate::manifest::{self, OCI_INDEX, Reading};
-use crate::name::{Algorithm, Digest, Reference, Repository};
+use crate::name::{Algorithm, Digest, Reference, Repository, is_tag};
 use crate::route::Route;
 use crate::store::{MANIFEST_LIMIT, Manifest, touch};
 use crate::sums::PIECE;
@@ -23,6 +23,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Tags of one push.
+const TAGS: usize = 32;
 /// Names in one list; more come with the next page.
 const PAGE: usize = 10_000;
 const REFERRERS_PAGE: usize = 1000;
@@ -33,6 +35,7 @@ const GATHER: usize = 512 << 10;
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const TAG: HeaderName = HeaderName::from_static("oci-tag");
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 const VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
@@ -264,7 +267,7 @@ impl Call {
                 let invalid = || {
                     Error::new(
                         StatusCode::BAD_REQUEST,
-                        "PAGINATION_NUMBER_INVALID",
+                        "UNSUPPORTED",
                         "n must be a number, 0 or more",
                     )
                 };
@@ -756,6 +759,7 @@ impl Call {
         let content_type = self.header(&CONTENT_TYPE).unwrap_or_default();
         let content_type = content_type.split(';').next().unwrap_or_default().trim();
         let reading = manifest::read(content_type, &bytes)?;
+        let tags = self.tags_of(&reference)?;
         let subject = reading.subject.clone();
         let mut builder = Response::builder()
             .status(StatusCode::CREATED)
@@ -764,14 +768,32 @@ impl Call {
         if let Some(subject) = &subject {
             builder = builder.header(SUBJECT, subject.to_string());
         }
+        if matches!(reference, Reference::Digest(_)) && !tags.is_empty() {
+            builder = builder.header(TAG, tags.join(", "));
+        }
         let manifest = Manifest {
             digest,
             media_type: reading.media_type.as_str().into(),
             bytes,
         };
         let registry = Arc::clone(&self.registry);
-        blocking(move || registry.keep_manifest(&name, &reference, &manifest, &reading)).await?;
+        blocking(move || registry.keep_manifest(&name, &tags, &manifest, &reading)).await?;
         send(builder.header(CONTENT_LENGTH, 0), Body::empty())
+    }
+
+    /// The tags that a push sets: the one in its path, or those in the query of a push by digest.
+    fn tags_of(&self, reference: &Reference) -> Result<Vec<String>> {
+        if let Reference::Tag(tag) = reference {
+            return Ok(vec![tag.clone()]);
+        }
+        let mut tags: Vec<String> = self.query.all("tag").map(str::to_owned).collect();
+        tags.dedup();
+        if tags.len() > TAGS || !tags.iter().all(|tag| is_tag(tag)) {
+            return Err(Error::manifest_invalid(
+                "the query's tags are too many or not tags",
+            ));
+        }
+        Ok(tags)
     }
 
     /// "Deleting Tags", "Deleting Manifests".
@@ -797,38 +819,38 @@ impl Call {
 }
 
 impl Registry {
-    /// Keeps a manifest and lets `reference` name it, if everything that it names is here.
+    /// Keeps a manifest and lets `tags` name it, if everything that it names is here.
     pub(crate) fn keep_manifest(
         &self,
         name: &Repository,
-        reference: &Reference,
+        tags: &[String],
         manifest: &Manifest,
         reading: &Reading,
     ) -> Result<()> {
         let store = &self.store;
         let lock = store.shared()?;
         self.check_references(name, reading)?;
-        if let Reference::Tag(tag) = reference
-            && self.is_immutable(name, tag)
-            && store
-                .tag(name, tag)
-                .is_ok_and(|named| named != manifest.digest)
-        {
-            return Err(immutable(tag));
+        for tag in tags {
+            if self.is_immutable(name, tag)
+                && store
+                    .tag(name, tag)
+                    .is_ok_and(|named| named != manifest.digest)
+            {
+                return Err(immutable(tag));
+            }
         }
         let descriptor = reading.subject.as_ref().map(|subject| {
             let descriptor = reading.descriptor(&manifest.digest, manifest.bytes.len());
-            (
-                subject,
-                serde_json::to_vec(&descriptor).expect("a JSON value can be written"),
-            )
+            let bytes = serde_json::to_vec(&descriptor).expect("a JSON value can be written");
+            (subject, bytes)
         });
         let refers = descriptor
             .as_ref()
             .map(|(subject, bytes)| (*subject, bytes.as_slice()));
         store.put_manifest(&lock, name, manifest, refers)?;
-        if let Reference::Tag(tag) = reference {
-            let named = store.put_tag(name, tag, &manifest.digest, self.is_immutable(name, tag))?;
+        for tag in tags {
+            let once = self.is_immutable(name, tag);
+            let named = store.put_tag(name, tag, &manifest.digest, once)?;
             if named != manifest.digest {
                 return Err(immutable(tag));
             }
@@ -882,7 +904,7 @@ impl Registry {
             if self.is_immutable(name, &tag)
                 && store.tag(name, &tag).is_ok_and(|named| named == *digest)
             {
-                return Err(immutable(&tag));
+                return Err(undeletable(&tag));
             }
         }
         let subject = manifest::read(&manifest.media_type, &manifest.bytes)
@@ -893,9 +915,17 @@ impl Registry {
 
     pub(crate) fn may_change_tag(&self, name: &Repository, tag: &str) -> Result<()> {
         if self.is_immutable(name, tag) && self.store.tag(name, tag).is_ok() {
-            return Err(immutable(tag));
+            return Err(undeletable(tag));
         }
         Ok(())
+    }
+}
+
+/// "If tag deletion is disabled, the registry MUST respond with either a 400 or a 405".
+fn undeletable(tag: &str) -> Error {
+    Error {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        ..immutable(tag)
     }
 }
 
