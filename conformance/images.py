@@ -12,14 +12,14 @@ def add(tar, name, data=b"", mode=0o755, kind=tarfile.REGTYPE, link=""):
 def layer():
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for folder in "bin dev etc home proc root sbin sys tmp usr usr/bin usr/sbin var var/tmp".split():
+        for folder in "bin dev etc home proc root sbin sys tmp usr usr/bin usr/sbin var var/opt var/tmp".split():
             add(tar, folder, mode=0o1777 if folder.endswith("tmp") else 0o755, kind=tarfile.DIRTYPE)
         add(tar, "bin/busybox", open(BUSYBOX, "rb").read())
         for path in subprocess.check_output([BUSYBOX, "--list-full"], text=True).split():
             if path not in ("bin/busybox", "linuxrc"):
                 add(tar, path, kind=tarfile.SYMTYPE, link="/bin/busybox")
-        add(tar, "etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n", 0o644)
-        add(tar, "etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)
+        add(tar, "etc/passwd", b"root:x:0:0:root:/root:/bin/sh\npostgres:x:70:70::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n", 0o644)
+        add(tar, "etc/group", b"root:x:0:\npostgres:x:70:\nnogroup:x:65534:\n", 0o644)
         add(tar, "hello", b"#!/bin/sh\necho 'Hello from Docker!'\n")
     return out.getvalue()
 

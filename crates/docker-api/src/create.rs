@@ -158,7 +158,7 @@ pub struct HostConfig {
     pub cpu_shares: i64,
     #[serde(deserialize_with = "null_default")]
     pub memory: i64,
-    #[serde(deserialize_with = "null_default")]
+    #[serde(alias = "NanoCPUs", deserialize_with = "null_default")]
     pub nano_cpus: i64,
     #[serde(deserialize_with = "null_default")]
     pub cgroup_parent: String,
@@ -208,6 +208,19 @@ pub struct HostConfig {
     pub io_maximum_iops: u64,
     #[serde(rename = "IOMaximumBandwidth", deserialize_with = "null_default")]
     pub io_maximum_bandwidth: u64,
+    // What old versions of the API had: read in order to be refused.
+    #[serde(deserialize_with = "null_default", skip_serializing)]
+    pub kernel_memory: i64,
+    #[serde(
+        rename = "KernelMemoryTCP",
+        deserialize_with = "null_default",
+        skip_serializing
+    )]
+    pub kernel_memory_tcp: i64,
+    #[serde(skip_serializing)]
+    pub capabilities: Option<Vec<String>>,
+    #[serde(deserialize_with = "null_default", skip_serializing)]
+    pub disk_quota: i64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -261,6 +274,15 @@ pub struct Mount {
     pub volume_options: Option<VolumeOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmpfs_options: Option<TmpfsOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_options: Option<ImageOptions>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageOptions {
+    #[serde(deserialize_with = "null_default")]
+    pub subpath: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -306,6 +328,9 @@ pub struct TmpfsOptions {
     pub size_bytes: i64,
     #[serde(deserialize_with = "null_default")]
     pub mode: u32,
+    /// Each a flag alone or a name and its value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Vec<Vec<String>>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -358,6 +383,9 @@ pub struct EndpointSettings {
     #[serde(deserialize_with = "null_default")]
     pub mac_address: String,
     pub driver_opts: Option<BTreeMap<String, String>>,
+    /// The network with the highest one has the default route.
+    #[serde(deserialize_with = "null_default")]
+    pub gw_priority: i64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -367,6 +395,8 @@ pub struct EndpointIpam {
     pub ipv4_address: String,
     #[serde(rename = "IPv6Address", deserialize_with = "null_default")]
     pub ipv6_address: String,
+    #[serde(rename = "LinkLocalIPs", skip_serializing_if = "Option::is_none")]
+    pub link_local_ips: Option<Vec<String>>,
 }
 
 /// `POST /containers/{id}/update`: limits and restart policy; zero and `None` keep what is.
@@ -377,7 +407,7 @@ pub struct UpdateContainer {
     pub cpu_shares: i64,
     #[serde(deserialize_with = "null_default")]
     pub memory: i64,
-    #[serde(deserialize_with = "null_default")]
+    #[serde(alias = "NanoCPUs", deserialize_with = "null_default")]
     pub nano_cpus: i64,
     #[serde(deserialize_with = "null_default")]
     pub blkio_weight: u16,
@@ -399,6 +429,60 @@ pub struct UpdateContainer {
     pub memory_swap: i64,
     pub pids_limit: Option<i64>,
     pub restart_policy: Option<RestartPolicy>,
+    /// Everything else that stands in the request.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, serde_json::Value>,
+}
+
+impl UpdateContainer {
+    /// Fields of the API that `update` cannot change: those of the create document that are not among ours.
+    const FIXED: [&str; 21] = [
+        "CgroupParent",
+        "BlkioWeightDevice",
+        "BlkioDeviceReadBps",
+        "BlkioDeviceWriteBps",
+        "BlkioDeviceReadIOps",
+        "BlkioDeviceWriteIOps",
+        "Devices",
+        "DeviceCgroupRules",
+        "DeviceRequests",
+        "DiskQuota",
+        "KernelMemory",
+        "KernelMemoryTCP",
+        "MemorySwappiness",
+        "OomKillDisable",
+        "Ulimits",
+        "CpuCount",
+        "CpuPercent",
+        "IOMaximumIOps",
+        "IOMaximumBandwidth",
+        "Init",
+        "Capabilities",
+    ];
+
+    /// Docker leaves them out in silence; a client that sends them as they are by default is not refused.
+    pub fn refuse_fixed(&self) -> Answer<()> {
+        use serde_json::Value;
+        let is_default = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            Value::Bool(true) => false,
+        };
+        let mut set = Self::FIXED.iter().filter(|name| {
+            self.others
+                .get(**name)
+                .is_some_and(|value| !is_default(value))
+        });
+        match set.next() {
+            Some(name) => Err(Error::invalid(format!(
+                "{name} cannot be changed by an update: use `gantry set`, or create the container again"
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// `POST /containers/{id}/exec`.
@@ -541,6 +625,15 @@ fn normalise(
         {
             options.read_only_non_recursive = true;
             options.read_only_force_recursive = false;
+        }
+    }
+    if !version.at_least(46) {
+        for options in host
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.tmpfs_options.as_mut())
+        {
+            options.options = None;
         }
     }
     if !version.at_least(45) {

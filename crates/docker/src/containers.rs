@@ -845,8 +845,14 @@ fn networks(record: &Record) -> BTreeMap<&str, doc::Endpoint> {
         .collect();
     for (name, wished) in &record.networks {
         let endpoint = map.entry(name).or_default();
+        endpoint.ipam_config = wished.ipam_config.clone();
+        endpoint.links = wished.links.clone();
         endpoint.aliases = wished.aliases.clone();
         endpoint.driver_opts = wished.driver_opts.clone();
+        endpoint.gw_priority = wished.gw_priority;
+        if endpoint.mac_address.is_empty() {
+            endpoint.mac_address.clone_from(&wished.mac_address);
+        }
         if !matches!(name.as_str(), "bridge" | "host" | "none") {
             endpoint.dns_names = Some(gantry_engine::names_in_network(record, wished));
         }

@@ -320,7 +320,7 @@ fn published_removal(engine: &Engine, removed: &[Removed]) {
 
 fn users(engine: &Engine, image: &Digest) -> Vec<(String, bool)> {
     let records = engine.list();
-    let users = records.iter().filter(|record| record.image == *image);
+    let users = records.iter().filter(|record| record.uses_image(image));
     users
         .map(|record| (record.id.clone(), record.state.process().is_some()))
         .collect()
@@ -350,7 +350,13 @@ pub(crate) async fn prune(call: Call) -> Result<Reply> {
         let used: HashSet<Digest> = engine
             .list()
             .iter()
-            .map(|record| record.image.clone())
+            .flat_map(|record| {
+                let mounted = record
+                    .mounts
+                    .iter()
+                    .filter_map(gantry_engine::MountPoint::image);
+                mounted.chain([record.image.clone()]).collect::<Vec<_>>()
+            })
             .collect();
         let wanted = |image: &Image| {
             until.is_none_or(|until| created_ns(image) <= until)

@@ -199,7 +199,7 @@ pub(crate) async fn connect(mut call: Call) -> Result<Reply> {
 pub(crate) async fn disconnect(mut call: Call) -> Result<Reply> {
     let request: Disconnect = call.json().await?;
     call.engine
-        .network_disconnect(&call.name, &request.container, request.force)
+        .network_disconnect(&call.name, &request.container)
         .await?;
     Ok(Reply::ok())
 }

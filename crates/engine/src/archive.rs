@@ -288,7 +288,10 @@ impl Engine {
         }
         let overlay = self.overlay(record)?;
         let mut binds: Vec<Bind> = Vec::new();
-        for mount in record.mounts.iter().filter(|mount| mount.kind != "tmpfs") {
+        // The files of an image are not the container's: they are seen while it runs.
+        let of_host =
+            |mount: &&super::MountPoint| !matches!(mount.kind.as_str(), "tmpfs" | "image");
+        for mount in record.mounts.iter().filter(of_host) {
             let source = match &mount.name {
                 Some(name) if mount.kind == "volume" => self.volume_activate(name).await?,
                 _ => PathBuf::from(&mount.source),

@@ -19,6 +19,7 @@
 
 pub mod archive;
 pub mod autopsy;
+pub mod cdi;
 mod cgroup;
 pub mod container;
 pub mod events;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
 
+#[path = "docker_http/fields.rs"]
+mod fields;
+
 use gantry_testkit::{World, eventually};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -109,6 +112,19 @@ fn read_chunk(socket: &mut UnixStream) -> Option<Vec<u8>> {
     socket.read_exact(&mut chunk).unwrap();
     chunk.truncate(size);
     Some(chunk).filter(|chunk| !chunk.is_empty())
+}
+
+/// Sends a request whose answer is a stream until the server hangs up, and gives all of it.
+fn to_the_end(world: &World, method: &str, path: &str, body: &str) -> String {
+    let mut socket = connect(world);
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut all = Vec::new();
+    socket.read_to_end(&mut all).unwrap();
+    String::from_utf8_lossy(&all).into_owned()
 }
 
 fn get(world: &World, path: &str) -> Answer {

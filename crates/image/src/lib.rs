@@ -415,13 +415,18 @@ impl Store {
             .ok_or_else(|| no_such_image(&image.to_string()))
     }
 
+    /// The folders of an image's layers, topmost first.
+    pub fn layers(&self, image: &Digest) -> Result<Vec<PathBuf>> {
+        match self.0.read().images.get(image) {
+            Some(known) => Ok(known.image.lowers.clone()),
+            None => Err(no_such_image(&image.to_string())),
+        }
+    }
+
     /// Makes `dir/{upper,work}` for a container. Idempotent. Costs a few mkdirs, no mount.
     /// The image may have been removed by force meanwhile; its layers stay while `remove` is told of the container.
     pub fn prepare(&self, image: &Digest, dir: &Path) -> Result<Snapshot> {
-        let lowers = match self.0.read().images.get(image) {
-            Some(known) => known.image.lowers.clone(),
-            None => return Err(no_such_image(&image.to_string())),
-        };
+        let lowers = self.layers(image)?;
         let (upper, work) = (dir.join("upper"), dir.join("work"));
         for folder in [&upper, &work] {
             make_folder(folder)?;

@@ -34,4 +34,4 @@ pub mod supervisor;
 mod users;
 pub mod validate;
 
-pub use mounts::SUBPATH;
+pub use mounts::{LAYER, SUBPATH};

@@ -10,6 +10,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::launch::{Failure, errno_text};
 use gantry_linux::mount::{self, Attributes, BorrowedFdId, Flags, attribute, propagation};
 use gantry_linux::namespace;
+use gantry_linux::view::{Overlay, detached_overlay};
 use gantry_oci::runtime::{IdMapping, Linux, Mount};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::ffi::{CString, OsStr, OsString};
@@ -41,10 +42,14 @@ pub(crate) struct Parsed {
     of_file_system: Vec<String>,
     /// What of a bind's source is taken: a path that never leaves the source, whatever links are in there.
     subpath: Option<PathBuf>,
+    /// Layers of an image, topmost first, that are mounted read-only.
+    layers: Vec<PathBuf>,
 }
 
 /// Before the path of [`Parsed::subpath`] among a mount's options; ours, not the specification's.
 pub const SUBPATH: &str = "x-gantry-subpath=";
+/// Before each folder of [`Parsed::layers`].
+pub const LAYER: &str = "x-gantry-layer=";
 
 /// `MS_REMOUNT`.
 const REMOUNT: u32 = 32;
@@ -140,6 +145,9 @@ pub(crate) fn parse(options: &[String]) -> Parsed {
                 "defaults" | "" => {}
                 option if option.starts_with(SUBPATH) => {
                     parsed.subpath = Some(PathBuf::from(&option[SUBPATH.len()..]));
+                }
+                option if option.starts_with(LAYER) => {
+                    parsed.layers.push(PathBuf::from(&option[LAYER.len()..]));
                 }
                 option => match parse_propagation(option) {
                     Some(change) => parsed.propagation.push(change),
@@ -374,6 +382,8 @@ pub(crate) fn mount_one(
             }),
         }
         .and_then(|tree| bind(context, &tree, wanted, &parsed))
+    } else if !parsed.layers.is_empty() {
+        mount_image(context, wanted, &parsed)
     } else if matches!(wanted.kind.as_str(), "cgroup" | "cgroup2") {
         mount_cgroup(context, wanted, &parsed)
     } else if parsed.flags & REMOUNT != 0 {
@@ -465,6 +475,36 @@ fn remount(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::Result
     mount::set_attributes(&mounted, false, &change)?;
     set_recursive(&mounted, parsed)?;
     propagate(&mounted, parsed)
+}
+
+/// The files of an image, read-only; of a subpath only what lies there, also when links in the image lead elsewhere.
+fn mount_image(context: &Context<'_>, wanted: &Mount, parsed: &Parsed) -> io::Result<()> {
+    let overlay = Overlay {
+        lowers: parsed.layers.clone(),
+        upper: None,
+    };
+    let mut tree = detached_overlay(&overlay)?;
+    if parsed.layers.len() == 1 {
+        tree = mount::clone_tree(&tree, false)?;
+    }
+    let target = ensure(
+        context.root,
+        Path::new(&wanted.destination),
+        Kind::Directory,
+    )?;
+    let read_only = Attributes {
+        set: attribute::RDONLY | parsed.set,
+        ..Attributes::default()
+    };
+    mount::set_attributes(&tree, false, &read_only)?;
+    mount::attach(&tree, &target)?;
+    if let Some(subpath) = &parsed.subpath {
+        // Only what is attached can be cloned on every kernel: the part hides the whole, which then nothing reaches.
+        let part = mount::open_in_root(&tree, subpath, OFlags::PATH)?;
+        let part = mount::clone_tree(part, false)?;
+        mount::attach(&part, &tree)?;
+    }
+    Ok(())
 }
 
 fn set_recursive(mounted: &OwnedFd, parsed: &Parsed) -> io::Result<()> {

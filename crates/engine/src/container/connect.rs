@@ -21,12 +21,25 @@ impl Engine {
         container: &str,
         settings: EndpointSettings,
     ) -> Result<()> {
+        self.with_both(network, container, |engine, slot, network| async move {
+            engine.connect_locked(&slot, &network, settings).await
+        })
+        .await
+    }
+
+    /// Network and container found, the container locked and open to changes.
+    async fn with_both<F, Done>(&self, network: &str, container: &str, act: F) -> Result<()>
+    where
+        F: FnOnce(Engine, Arc<Slot>, gantry_network::Record) -> Done + Send + 'static,
+        Done: Future<Output = Result<()>> + Send,
+    {
         let network = self.0.networks.get(network)?;
         let slot = self.0.containers.find(container)?;
         let engine = self.clone();
         Self::whole(async move {
             let _guard = slot.lock().await;
-            engine.connect_locked(&slot, &network, settings).await
+            may_change(&slot.record())?;
+            act(engine, slot.clone(), network).await
         })
         .await
     }
@@ -38,7 +51,6 @@ impl Engine {
         settings: EndpointSettings,
     ) -> Result<()> {
         let record = slot.record();
-        may_change(&record)?;
         let mode = record.host_config.network_mode.as_str();
         if network.driver == "host" {
             return Err(Error::invalid(
@@ -68,6 +80,12 @@ impl Engine {
                 ),
             ));
         }
+        if settings.gw_priority != 0 {
+            return Err(Error::invalid(format!(
+                "GwPriority of network {} takes effect at a start: stop container {} first",
+                network.name, record.name
+            )));
+        }
         let namespace = Namespace::of(process.pid)?;
         let endpoint = self.endpoint(&record.id, &network.name, &settings, None)?;
         next.networks.insert(network.name.clone(), settings);
@@ -96,19 +114,10 @@ impl Engine {
         Ok(())
     }
 
-    /// `force`: also from a network or container that is not there any more.
-    pub async fn network_disconnect(
-        &self,
-        network: &str,
-        container: &str,
-        force: bool,
-    ) -> Result<()> {
-        let network = self.0.networks.get(network)?;
-        let slot = self.0.containers.find(container)?;
-        let engine = self.clone();
-        Self::whole(async move {
-            let _guard = slot.lock().await;
-            engine.disconnect_locked(&slot, &network, force).await
+    /// What Docker forces here cannot come about: a network that a container is in stays.
+    pub async fn network_disconnect(&self, network: &str, container: &str) -> Result<()> {
+        self.with_both(network, container, |engine, slot, network| async move {
+            engine.disconnect_locked(&slot, &network).await
         })
         .await
     }
@@ -117,10 +126,8 @@ impl Engine {
         &self,
         slot: &Arc<Slot>,
         network: &gantry_network::Record,
-        force: bool,
     ) -> Result<()> {
         let record = slot.record();
-        may_change(&record)?;
         if network.driver == "host" && record.host_config.network_mode == "host" {
             return Err(Error::invalid(
                 "container cannot be disconnected from host network",
@@ -130,17 +137,13 @@ impl Engine {
         let wished = next.networks.remove(&network.name).is_some();
         let endpoint = next.endpoints.remove(&network.name);
         if !wished && endpoint.is_none() {
-            return if force {
-                Ok(())
-            } else {
-                Err(Error::new(
-                    ErrorKind::Forbidden,
-                    format!(
-                        "container {} is not connected to network {}",
-                        record.id, network.name
-                    ),
-                ))
-            };
+            return Err(Error::new(
+                ErrorKind::Forbidden,
+                format!(
+                    "container {} is not connected to network {}",
+                    record.id, network.name
+                ),
+            ));
         }
         let (Some(process), Some(endpoint)) = (record.state.process(), endpoint) else {
             return self.save(slot, next).await;

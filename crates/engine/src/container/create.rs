@@ -129,6 +129,7 @@ impl Engine {
         self.step("create.folders").await;
         for mut mount in plan {
             let made = match mount.kind.as_str() {
+                "image" => self.find_image(&mut mount).await,
                 "volume" => self.make_volume(&mut mount, &snapshot.lowers, claims).await,
                 _ => Ok(()),
             };
@@ -141,6 +142,32 @@ impl Engine {
             .db
             .commit(Batch::new().put("containers", &record.id, record))
             .await
+    }
+
+    /// The image is found once: a tag that moves later does not change what the container has.
+    pub(crate) async fn find_image(&self, mount: &mut MountPoint) -> Result<()> {
+        let image = self.0.images.get(&mount.source)?;
+        if let Some(subpath) = mount.options.get(mounts::option::SUBPATH).cloned() {
+            let overlay = gantry_linux::view::Overlay {
+                lowers: self.0.images.layers(&image.id)?,
+                upper: None,
+            };
+            let text = || format!("cannot access path {subpath} in image {}", mount.source);
+            let look = {
+                let subpath = PathBuf::from(&subpath);
+                move || -> std::io::Result<()> {
+                    let root = gantry_linux::view::detached_overlay(&overlay)?;
+                    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
+                    gantry_linux::mount::open_in_root(&root, &subpath, flags).map(drop)
+                }
+            };
+            let found = tokio::task::spawn_blocking(look).await.context(text)?;
+            found.map_err(|e| Error::invalid(text()).with_source(e))?;
+        }
+        mount
+            .options
+            .insert(mounts::option::IMAGE.into(), image.id.to_string());
+        Ok(())
     }
 
     pub(crate) async fn make_volume(

@@ -209,7 +209,7 @@ pub struct Change {
 /// A mount as `docker inspect` shows it (`Mounts`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MountPoint {
-    /// `bind`, `volume`, `tmpfs`.
+    /// `bind`, `volume`, `tmpfs`, `image`.
     pub kind: String,
     pub name: Option<String>,
     /// Path on the host.
@@ -223,6 +223,22 @@ pub struct MountPoint {
     pub options: BTreeMap<String, String>,
     /// The volume was made for this container alone and goes with `rm -v`.
     pub anonymous: bool,
+}
+
+impl MountPoint {
+    /// The image whose files it shows.
+    pub fn image(&self) -> Option<Digest> {
+        let id = self.options.get(mounts::option::IMAGE)?;
+        id.parse().ok()
+    }
+}
+
+impl Record {
+    /// Whether it runs from this image or mounts it.
+    pub fn uses_image(&self, image: &Digest) -> bool {
+        self.image == *image
+            || (self.mounts.iter()).any(|mount| mount.image().as_ref() == Some(image))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use super::validate::clean_path;
 use super::{MountPoint, Record};
-use gantry_base::{Error, ErrorKind, Result};
+use gantry_base::{Error, Result};
 use gantry_docker_api::create::{ContainerConfig, HostConfig, Mount};
 use std::collections::BTreeMap;
 
@@ -26,6 +26,8 @@ pub(crate) mod option {
     pub(crate) const READ_ONLY_NON_RECURSIVE: &str = "ro-non-recursive";
     /// The folder of the volume that is mounted instead of the whole.
     pub(crate) const SUBPATH: &str = "subpath";
+    /// Digest of the image that is mounted.
+    pub(crate) const IMAGE: &str = "image";
     /// tmpfs options as the kernel reads them.
     pub(crate) const TMPFS: &str = "tmpfs";
 }
@@ -60,7 +62,13 @@ pub(crate) fn plan(
     };
     let binds = host.binds.iter().flatten().map(|text| bind(text));
     let mounts = host.mounts.iter().map(|mount| api_mount(mount, &exists));
-    for mount in binds.chain(mounts) {
+    let driver = |mut mount: MountPoint| {
+        if !host.volume_driver.is_empty() && mount.kind == "volume" {
+            mount.driver = Some(host.volume_driver.clone());
+        }
+        mount
+    };
+    for mount in binds.map(|bind| bind.map(driver)).chain(mounts) {
         let mount = mount?;
         if explicit.contains_key(&mount.destination) || tmpfs(&mount.destination) {
             return Err(Error::invalid(format!(
@@ -76,7 +84,7 @@ pub(crate) fn plan(
         let path = clean_path(path);
         if !tmpfs(&path) {
             plan.entry(path.clone())
-                .or_insert_with(|| volume("", path, true));
+                .or_insert_with(|| driver(volume("", path, true)));
         }
     }
     if plan.len() > MOUNTS_LIMIT {
@@ -276,6 +284,21 @@ fn api_mount(mount: &Mount, exists: &impl Fn(&str) -> bool) -> Result<MountPoint
                     mount.source
                 )));
             }
+            let precise = options.read_only_non_recursive || options.read_only_force_recursive;
+            if precise && !mount.read_only {
+                return Err(invalid(
+                    "ReadOnlyNonRecursive and ReadOnlyForceRecursive need ReadOnly",
+                ));
+            }
+            if options.read_only_force_recursive
+                && (options.read_only_non_recursive
+                    || options.non_recursive
+                    || !matches!(options.propagation.as_str(), "" | "rprivate"))
+            {
+                return Err(invalid(
+                    "ReadOnlyForceRecursive needs a recursive mount with propagation rprivate",
+                ));
+            }
             let mut planned = bind_mount(&mount.source, &mount.target, !mount.read_only);
             if !options.propagation.is_empty() {
                 planned.propagation = options.propagation;
@@ -306,27 +329,16 @@ fn api_mount(mount: &Mount, exists: &impl Fn(&str) -> bool) -> Result<MountPoint
             }
             let options = mount.volume_options.clone().unwrap_or_default();
             let driver = options.driver_config.unwrap_or_default();
-            if !matches!(driver.name.as_str(), "" | "local") {
-                return Err(Error::not_found(format!(
-                    "error looking up volume plugin {0}: plugin {0:?} not found",
-                    driver.name
-                )));
-            }
-            let subpath = std::path::Path::new(&options.subpath);
-            let stays = subpath.components().all(|part| {
-                matches!(
-                    part,
-                    std::path::Component::Normal(_) | std::path::Component::CurDir
-                )
-            });
-            if !stays || options.subpath.contains('\0') {
-                return Err(invalid("subpath must be a relative path within the volume"));
-            }
+            subpath_stays(&options.subpath)
+                .ok_or_else(|| invalid("subpath must be a relative path within the volume"))?;
             if !options.subpath.is_empty() && mount.source.is_empty() {
                 return Err(invalid("must not set Subpath when using anonymous volumes"));
             }
             let mut planned = volume(&mount.source, clean_path(&mount.target), !mount.read_only);
             planned.mode = "z".into();
+            if !driver.name.is_empty() {
+                planned.driver = Some(driver.name);
+            }
             if !options.subpath.is_empty() {
                 planned
                     .options
@@ -363,6 +375,11 @@ fn api_mount(mount: &Mount, exists: &impl Fn(&str) -> bool) -> Result<MountPoint
             if options.size_bytes != 0 {
                 words.push(format!("size={}", options.size_bytes));
             }
+            for option in options.options.iter().flatten() {
+                words.push(tmpfs_option(option).ok_or_else(|| {
+                    invalid(&format!("invalid tmpfs option {:?}", option.join("=")))
+                })?);
+            }
             let mut planned = bind_mount("/", &mount.target, !mount.read_only);
             planned.kind = "tmpfs".into();
             planned.source = String::new();
@@ -372,11 +389,58 @@ fn api_mount(mount: &Mount, exists: &impl Fn(&str) -> bool) -> Result<MountPoint
                 .insert(option::TMPFS.into(), words.join(","));
             Ok(planned)
         }
-        "image" => Err(Error::new(
-            ErrorKind::NotImplemented,
-            "mounts of type \"image\" are not supported",
-        )),
+        "image" => {
+            forbid(mount.bind_options.is_some(), "BindOptions")?;
+            forbid(mount.volume_options.is_some(), "VolumeOptions")?;
+            forbid(mount.tmpfs_options.is_some(), "TmpfsOptions")?;
+            if mount.source.is_empty() {
+                return Err(invalid("field Source must not be empty"));
+            }
+            let mut planned = bind_mount("/", &mount.target, false);
+            planned.kind = "image".into();
+            planned.source.clone_from(&mount.source);
+            planned.propagation = String::new();
+            let subpath = mount.image_options.clone().unwrap_or_default().subpath;
+            subpath_stays(&subpath)
+                .ok_or_else(|| invalid("subpath must be a relative path within the image"))?;
+            if !subpath.is_empty() {
+                planned.options.insert(option::SUBPATH.into(), subpath);
+            }
+            Ok(planned)
+        }
         _ => Err(invalid("mount type unknown")),
+    }
+}
+
+fn subpath_stays(subpath: &str) -> Option<()> {
+    use std::path::Component;
+    let mut parts = std::path::Path::new(subpath).components();
+    let stays = parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    (stays && !subpath.contains('\0')).then_some(())
+}
+
+/// A flag alone, or a name with its value, of those that a tmpfs may have.
+fn tmpfs_option(words: &[String]) -> Option<String> {
+    let is_simple = |text: &str| !text.contains([',', '\0']);
+    match words {
+        [flag] => matches!(
+            flag.as_str(),
+            "exec" | "noexec" | "suid" | "nosuid" | "dev" | "nodev"
+        )
+        .then(|| flag.clone()),
+        [name, value] => {
+            let known = [
+                "uid",
+                "gid",
+                "mode",
+                "size",
+                "nr_inodes",
+                "nr_blocks",
+                "huge",
+            ];
+            (known.contains(&name.as_str()) && is_simple(value)).then(|| format!("{name}={value}"))
+        }
+        _ => None,
     }
 }
 

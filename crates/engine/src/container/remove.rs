@@ -129,7 +129,7 @@ impl Engine {
     async fn free_removed_images(&self) {
         let engine = self.clone();
         let freed = tokio::task::spawn_blocking(move || {
-            let in_use = |image: &_| engine.list().iter().any(|record| record.image == *image);
+            let in_use = |image: &_| engine.list().iter().any(|record| record.uses_image(image));
             engine.0.images.collect(&in_use)
         });
         if let Ok(Err(error)) = freed.await {

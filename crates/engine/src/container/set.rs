@@ -197,6 +197,12 @@ impl Engine {
             if let Some(kept) = kept {
                 (mount.name, mount.anonymous) = (kept.name.clone(), kept.anonymous);
                 mount.source.clone_from(&kept.source);
+                if let Some(image) = kept.options.get(super::mounts::option::IMAGE) {
+                    let key = super::mounts::option::IMAGE.to_owned();
+                    mount.options.insert(key, image.clone());
+                }
+            } else if mount.kind == "image" {
+                self.find_image(&mut mount).await?;
             } else if mount.kind == "volume" {
                 self.make_volume(&mut mount, &snapshot.lowers, claims)
                     .await?;

@@ -57,12 +57,22 @@ pub(crate) struct World {
     pub(crate) files: Vec<(&'static str, String)>,
     /// For each of the record's mounts the folder or file on the host.
     pub(crate) sources: Vec<String>,
+    /// For each destination of an image mount the image's layers, topmost first.
+    pub(crate) image_layers: BTreeMap<String, Vec<String>>,
+    /// What `--gpus` and `--device vendor/class=name` bring.
+    pub(crate) cdi: crate::cdi::Edits,
     /// `--device`, resolved; all of the host's when privileged.
     pub(crate) devices: Vec<FoundDevice>,
     /// Block devices of `--device-read-bps` and the like, by path.
     pub(crate) block_devices: BTreeMap<String, (i64, i64)>,
     /// File on the host of the init program.
     pub(crate) init_program: String,
+}
+
+impl World {
+    fn all_devices(&self) -> impl Iterator<Item = &FoundDevice> {
+        self.devices.iter().chain(&self.cdi.devices)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -89,6 +99,8 @@ pub(crate) fn spec(record: &Record, facts: &Facts, world: &World) -> Result<Spec
         .iter()
         .filter(|entry| !own.contains(&named(entry)));
     process.env.extend(from_links.cloned());
+    process.env = replace_env(process.env, world.cdi.env.iter());
+    process.user.additional_gids.extend(&world.cdi.gids);
     Ok(Spec {
         oci_version: oci::VERSION.into(),
         process: Some(process),
@@ -107,6 +119,7 @@ pub(crate) fn spec(record: &Record, facts: &Facts, world: &World) -> Result<Spec
             config.domainname.clone()
         },
         mounts: mounts(record, world),
+        hooks: Some(world.cdi.hooks.clone()).filter(|hooks| *hooks != oci::Hooks::default()),
         annotations: host.annotations.clone().unwrap_or_default(),
         linux: Some(Linux {
             sysctl: sysctls(host, own_network),
@@ -114,8 +127,7 @@ pub(crate) fn spec(record: &Record, facts: &Facts, world: &World) -> Result<Spec
             cgroups_path: world.cgroup_path.clone(),
             namespaces: namespaces(host, world),
             devices: world
-                .devices
-                .iter()
+                .all_devices()
                 .map(|found| found.device.clone())
                 .collect(),
             masked_paths: host.masked_paths.clone().unwrap_or_default(),
@@ -443,6 +455,7 @@ fn mounts(record: &Record, world: &World) -> Vec<Mount> {
             &["bind", "ro"],
         ));
     }
+    all.extend(world.cdi.mounts.iter().cloned());
     all.extend(own);
     all
 }
@@ -459,6 +472,18 @@ fn user_mounts(record: &Record, world: &World) -> Vec<Mount> {
             mounts.push(tmpfs(&point.destination, options));
             continue;
         }
+        let subpath = point.options.get(option::SUBPATH);
+        let subpath = subpath.map(|path| format!("{}{path}", gantry_runtime::SUBPATH));
+        if let Some(layers) = world.image_layers.get(&point.destination) {
+            let mut options: Vec<String> = layers
+                .iter()
+                .map(|layer| format!("{}{layer}", gantry_runtime::LAYER))
+                .collect();
+            options.extend(subpath);
+            let options: Vec<&str> = options.iter().map(String::as_str).collect();
+            mounts.push(mount(&point.destination, "overlay", "image", &options));
+            continue;
+        }
         let has = |name: &str| point.options.contains_key(name);
         let mut options = vec![if has(option::NON_RECURSIVE) {
             "bind"
@@ -471,8 +496,6 @@ fn user_mounts(record: &Record, world: &World) -> Vec<Mount> {
                 options.push("rro");
             }
         }
-        let subpath = point.options.get(option::SUBPATH);
-        let subpath = subpath.map(|path| format!("{}{path}", gantry_runtime::SUBPATH));
         options.extend(subpath.as_deref());
         options.push(if point.propagation.is_empty() {
             "rprivate"
@@ -526,7 +549,7 @@ fn resources_with_devices(host: &HostConfig, world: &World) -> Resources {
     ] {
         rules.push(rule(true, "c", Some(major), minor, "rwm"));
     }
-    for found in &world.devices {
+    for found in world.all_devices() {
         let Device {
             kind, major, minor, ..
         } = &found.device;

@@ -296,6 +296,13 @@ impl Engine {
         };
         for mount in &record.mounts {
             world.sources.push(self.mount_source(mount).await?);
+            if let Some(image) = mount.image() {
+                let layers = self.0.images.layers(&image)?;
+                let layers = layers.iter().map(|l| l.to_string_lossy().into_owned());
+                world
+                    .image_layers
+                    .insert(mount.destination.clone(), layers.collect());
+            }
         }
         if let Some(other) = host.network_mode.strip_prefix("container:") {
             let other = self.joined(record, other, |id| {
@@ -338,6 +345,9 @@ impl Engine {
         let linked = self.links(record)?;
         (world.link_hosts, world.link_env) = (linked.hosts, linked.env);
         world.devices = devices(record)?;
+        if let Some(requests) = &host.device_requests {
+            world.cdi = crate::cdi::resolve(requests, &crate::cdi::FOLDERS.map(PathBuf::from))?;
+        }
         for path in spec::block_device_paths(host) {
             let numbers = block_device(path)?;
             world.block_devices.insert(path.to_owned(), numbers);
@@ -523,11 +533,16 @@ fn subpath_exists(volume: &Path, subpath: &str) -> Result<()> {
     })
 }
 
-/// The network that was named at create comes first: it has the default route and the ports.
+/// The first one has the default route and the ports: the highest `GwPriority`, then the network that was named at create.
 pub(super) fn in_order(record: &Record) -> Vec<Endpoint> {
-    let main = |endpoint: &&Endpoint| endpoint.network_name != record.host_config.network_mode;
+    let place = |endpoint: &&Endpoint| {
+        let wished = record.networks.get(&endpoint.network_name);
+        let priority = wished.map_or(0, |settings| settings.gw_priority);
+        let other = endpoint.network_name != record.host_config.network_mode;
+        (std::cmp::Reverse(priority), other)
+    };
     let mut endpoints: Vec<&Endpoint> = record.endpoints.values().collect();
-    endpoints.sort_by_key(main);
+    endpoints.sort_by_key(place);
     endpoints.into_iter().cloned().collect()
 }
 

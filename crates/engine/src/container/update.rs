@@ -24,6 +24,7 @@ impl Engine {
                     "container is marked for removal and cannot be \"update\".",
                 )));
             }
+            change.refuse_fixed()?;
             let mut updated: Record = (*record).clone();
             apply(&mut updated.host_config, &change)?;
             let mut warnings = Vec::new();

@@ -87,6 +87,7 @@ pub(crate) fn request(request: &mut CreateContainer, facts: &Facts) -> Result<Ve
     for rule in host.device_cgroup_rules.iter().flatten() {
         super::spec::device_rule(rule)?;
     }
+    crate::cdi::Wanted::read(host.device_requests.as_deref().unwrap_or_default())?;
     for device in &host.devices {
         let access = &device.cgroup_permissions;
         if !access.bytes().all(|b| b"rwm".contains(&b)) {
@@ -445,10 +446,6 @@ pub(crate) fn resources(
     if host.cpu_realtime_runtime != 0 {
         refuse!("kernel does not support CPU real-time scheduler");
     }
-    if host.cpu_percent > 0 {
-        warnings.push("linux does not support CPU percent. Percent discarded.".into());
-        host.cpu_percent = 0;
-    }
     cpu_set(&host.cpuset_cpus, &facts.cpu_list, "cpus", "CPUs")?;
     cpu_set(
         &host.cpuset_mems,
@@ -634,6 +631,15 @@ pub(crate) fn network(
                 );
             }
         }
+        if endpoint
+            .ipam_config
+            .as_ref()
+            .is_some_and(|ipam| ipam.link_local_ips.iter().flatten().next().is_some())
+        {
+            refuse!(
+                "invalid config for network {name}: link-local addresses (LinkLocalIPs) are not supported"
+            );
+        }
         if matches!(name.as_str(), "bridge" | "default")
             && endpoint.aliases.iter().flatten().next().is_some()
         {
@@ -807,33 +813,18 @@ fn not_yet(request: &CreateContainer) -> Result<()> {
     let host = &request.host_config;
     let refusal = if host.storage_opt.iter().flatten().next().is_some() {
         "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
-    } else if !matches!(host.volume_driver.as_str(), "" | "local") {
-        return Err(Error::not_found(format!(
-            "error looking up volume plugin {0}: plugin {0:?} not found",
-            host.volume_driver
-        )));
-    } else if let Some(request) = host.device_requests.iter().flatten().next() {
-        let field = |name: &str| request.get(name).cloned().unwrap_or_default();
-        let capabilities: Vec<String> = field("Capabilities")
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|set| {
-                let names = set
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|name| name.as_str());
-                format!("[{}]", names.collect::<Vec<_>>().join(" "))
-            })
-            .collect();
-        refuse!(
-            "could not select device driver {:?} with capabilities: [{}]",
-            field("Driver").as_str().unwrap_or_default(),
-            capabilities.join(" ")
-        );
     } else if !host.cgroup.is_empty() {
         "the Cgroup field of HostConfig is not supported"
+    } else if host.kernel_memory != 0 || host.kernel_memory_tcp != 0 {
+        "kernel memory limits are not supported: kernels have none any more"
+    } else if host.capabilities.iter().flatten().next().is_some() {
+        "the Capabilities field of HostConfig is not supported: use CapAdd and CapDrop"
+    } else if host.disk_quota != 0 {
+        "DiskQuota is not supported on linux"
+    } else if host.cpu_count != 0 {
+        "CpuCount is not supported on linux: use NanoCpus"
+    } else if host.cpu_percent != 0 {
+        "CpuPercent is not supported on linux: use NanoCpus"
     } else {
         return Ok(());
     };
@@ -1269,12 +1260,8 @@ mod tests {
                 "unknown log opt 'x' for json-file log driver",
             ),
             (
-                r#"{"DeviceRequests":[{"Driver":"","Count":-1,"Capabilities":[["gpu"]]}]}"#,
-                "could not select device driver \"\" with capabilities: [[gpu]]",
-            ),
-            (
-                r#"{"VolumeDriver":"nfs"}"#,
-                "error looking up volume plugin nfs: plugin \"nfs\" not found",
+                r#"{"DeviceRequests":[{"Driver":"","Count":-1,"Capabilities":[["tpu"]]}]}"#,
+                "could not select device driver \"\" with capabilities: [[tpu]]",
             ),
             (
                 r#"{"DeviceCgroupRules":["x"]}"#,
