@@ -8,6 +8,7 @@
 use crate::quantity::Quantity;
 use crate::schema::Schema;
 use crate::view::{get, is_set, list, object_mut, text};
+use base64::Engine;
 use serde_json::{Map, Value, json};
 
 /// Fills in the defaults of a built-in kind, by the object's own `apiVersion` and `kind`. Takes the decoded object, gives it
@@ -273,7 +274,7 @@ fn in_core(name: &str, object: &mut Object) {
             status(object, json!({"phase": "Pending"}));
         }
         "Service" => service(object),
-        "Secret" => set(object, "type", "Opaque"),
+        "Secret" => secret(object),
         "Namespace" => {
             let name = object.get("metadata").map(|m| text(m, "name").to_owned());
             if let Some(name) = name.filter(|name| !name.is_empty())
@@ -483,6 +484,24 @@ fn volume(object: &mut Object) {
     if let Some(image) = object.get_mut("image").and_then(Value::as_object_mut) {
         let policy = pull_policy(word(image, "reference"));
         set(image, "pullPolicy", policy);
+    }
+}
+
+/// `stringData` is only a way to write `data`.
+fn secret(object: &mut Object) {
+    set(object, "type", "Opaque");
+    let Some(Value::Object(plain)) = object.shift_remove("stringData") else {
+        return;
+    };
+    if plain.is_empty() {
+        return;
+    }
+    if let Some(data) = object_mut(object, "data") {
+        for (key, value) in plain {
+            let text = base64::engine::general_purpose::STANDARD
+                .encode(value.as_str().unwrap_or_default());
+            data.insert(key, Value::String(text));
+        }
     }
 }
 
@@ -903,6 +922,12 @@ mod tests {
             range["spec"]["limits"][0]["defaultRequest"],
             json!({"cpu": "2"})
         );
+        let secret = defaulted(
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"},
+            "data": {"a": "eA=="}, "stringData": {"b": "hello"}}),
+        );
+        assert_eq!(secret["data"], json!({"a": "eA==", "b": "aGVsbG8="}));
+        assert!(!has(&secret, "stringData"));
         let unknown = json!({"apiVersion": "x/v1", "kind": "Y", "spec": {"containers": [{}]}});
         assert_eq!(defaulted(unknown.clone()), unknown);
     }

@@ -1,10 +1,10 @@
 //! Kubernetes documents and their pure rules. Objects stay JSON documents; a table of the types says what their fields are.
 //!
+//! bytes --[`decode`]--> document, unknown and duplicate fields
 //! document + patch --[`patch`]--> document
 //! live + configuration --[`apply`]--> document with its managers, or conflicts
 //! document         --[`defaults`]--> document with what Kubernetes fills in
 //! document (+ old) --[`validate`]--> faults, each with reason and path --[`field`]--> `Status`
-//! document, table  --[`schema`]--> fields that no type has
 //! labels           --[`selector`]--> chosen or not
 //!
 //! Start with [`schema::Schema::of`]; [`patch::strategic`] and [`defaults::apply`] walk the same table. [`resources`] says how
@@ -19,6 +19,7 @@
 
 pub mod apply;
 pub mod cron;
+pub mod decode;
 pub mod defaults;
 pub mod field;
 pub mod fieldset;
