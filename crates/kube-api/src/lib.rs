@@ -5,6 +5,7 @@
 //! live + configuration --[`apply`]--> document with its managers, or conflicts
 //! document         --[`defaults`]--> document with what Kubernetes fills in
 //! document (+ old) --[`validate`]--> faults, each with reason and path --[`field`]--> `Status`
+//! table            --[`openapi`]--> documents for kubectl
 //! labels           --[`selector`]--> chosen or not
 //!
 //! Start with [`schema::Schema::of`]; [`patch::strategic`] and [`defaults::apply`] walk the same table. [`resources`] says how
@@ -24,6 +25,7 @@ pub mod defaults;
 pub mod field;
 pub mod fieldset;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resources;

@@ -61,15 +61,19 @@ struct Table {
     by_gvk: BTreeMap<Gvk, String>,
 }
 
+fn uncompressed() -> Vec<u8> {
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(COMPRESSED)
+        .read_to_end(&mut text)
+        .expect("the table is a part of this program");
+    text
+}
+
 fn table() -> &'static Table {
     static TABLE: OnceLock<Table> = OnceLock::new();
     TABLE.get_or_init(|| {
-        let mut text = Vec::new();
-        flate2::read::GzDecoder::new(COMPRESSED)
-            .read_to_end(&mut text)
-            .expect("the table is a part of this program");
         let types: BTreeMap<String, Schema> =
-            serde_json::from_slice(&text).expect("the table is a part of this program");
+            serde_json::from_slice(&uncompressed()).expect("the table is a part of this program");
         let mut by_gvk = BTreeMap::new();
         for (name, schema) in &types {
             // DeleteOptions and WatchEvent stand in every group; a kind of its own has one name.
@@ -92,6 +96,11 @@ impl Schema {
         };
         let table = table();
         table.types.get(table.by_gvk.get(&gvk)?)
+    }
+
+    /// The table with its descriptions, as it lies in the program: read anew each time, so that nobody keeps it by accident.
+    pub(crate) fn documented() -> BTreeMap<String, Value> {
+        serde_json::from_slice(&uncompressed()).expect("the table is a part of this program")
     }
 
     /// Every kind that stands alone, in order.
