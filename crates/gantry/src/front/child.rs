@@ -1,6 +1,8 @@
 //! The front's own process: gives up every right first, then takes its listeners from the node and serves.
 
-use super::{ERROR, Face, LOG, MESSAGE_LIMIT, Message, READY, REGISTRY_SOCKET, SOCKET, Tls};
+use super::{
+    CHANGED, ERROR, Face, LOG, MESSAGE_LIMIT, Message, READY, REGISTRY_SOCKET, SOCKET, Tls,
+};
 use anyhow::{Context, bail};
 use gantry_linux::capabilities::{self, Sets};
 use gantry_linux::{ipc, landlock, process, program};
@@ -12,7 +14,7 @@ use std::io::IoSlice;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -39,20 +41,49 @@ pub fn run(uid: u32) -> anyhow::Result<ExitCode> {
         bail!("gantry front is started by gantry up");
     }
     match prepare(uid, &control) {
-        Ok(listeners) => {
+        Ok((listeners, acceptors)) => {
             say(&control, READY, "");
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            runtime.block_on(serve(control, listeners))?;
+            runtime.block_on(serve(control, listeners, acceptors))?;
         }
         Err(error) => say(&control, ERROR, &crate::sentence(&error)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a listener's clients speak, and how.
-type Prepared = Vec<(std::net::TcpListener, Face, Option<TlsAcceptor>)>;
+/// The listeners with what their clients speak, and how they are greeted.
+type Prepared = (Vec<(std::net::TcpListener, Face)>, Acceptors);
+
+/// How new connections are greeted: with TLS, where there is one. Changes while the front runs.
+struct Acceptors {
+    docker: Option<TlsAcceptor>,
+    registry: Option<TlsAcceptor>,
+}
+
+impl Acceptors {
+    fn new(tls: Option<Tls>) -> anyhow::Result<Self> {
+        let docker = server_config(tls.as_ref())?.map(TlsAcceptor::from);
+        // The registry's clients prove who they are with accounts.
+        let without_authority = tls.map(|tls| Tls {
+            authority: None,
+            ..tls
+        });
+        let registry = server_config(without_authority.as_ref())?.map(TlsAcceptor::from);
+        Ok(Self { docker, registry })
+    }
+
+    fn of(&self, face: Face) -> Option<TlsAcceptor> {
+        match face {
+            Face::Docker => self.docker.clone(),
+            Face::Registry { tls: true } => self.registry.clone(),
+            Face::Registry { tls: false } => None,
+        }
+    }
+}
+
+type Shared = Arc<RwLock<Acceptors>>;
 
 fn prepare(uid: u32, control: &OwnedFd) -> anyhow::Result<Prepared> {
     give_up_rights(uid)?;
@@ -61,23 +92,13 @@ fn prepare(uid: u32, control: &OwnedFd) -> anyhow::Result<Prepared> {
         ipc::receive(control, &mut buffer).context("receiving the listeners")?;
     let message: Message =
         serde_json::from_slice(&buffer[..length]).context("reading the node's message")?;
-    let docker = server_config(message.tls.as_ref())?.map(TlsAcceptor::from);
-    // The registry's clients prove who they are with accounts.
-    let without_authority = message.tls.map(|tls| Tls {
-        authority: None,
-        ..tls
-    });
-    let registry = server_config(without_authority.as_ref())?.map(TlsAcceptor::from);
-    let acceptor = |face| match face {
-        Face::Docker => docker.clone(),
-        Face::Registry { tls: true } => registry.clone(),
-        Face::Registry { tls: false } => None,
-    };
-    Ok(descriptors
+    let acceptors = Acceptors::new(message.tls)?;
+    let listeners = descriptors
         .into_iter()
+        .map(std::net::TcpListener::from)
         .zip(message.faces)
-        .map(|(listener, face)| (std::net::TcpListener::from(listener), face, acceptor(face)))
-        .collect())
+        .collect();
+    Ok((listeners, acceptors))
 }
 
 /// In this order: each step needs what the next one takes away.
@@ -149,15 +170,20 @@ pub(super) fn server_config(tls: Option<&Tls>) -> anyhow::Result<Option<Arc<Serv
     Ok(Some(Arc::new(config)))
 }
 
-async fn serve(control: OwnedFd, listeners: Prepared) -> anyhow::Result<()> {
+async fn serve(
+    control: OwnedFd,
+    listeners: Vec<(std::net::TcpListener, Face)>,
+    acceptors: Acceptors,
+) -> anyhow::Result<()> {
     let control = Arc::new(control);
+    let acceptors = Shared::new(RwLock::new(acceptors));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    for (listener, face, acceptor) in listeners {
+    for (listener, face) in listeners {
         let listener = TcpListener::from_std(listener).context("a listener")?;
         tokio::spawn(accept(
             listener,
             face,
-            acceptor,
+            acceptors.clone(),
             places.clone(),
             control.clone(),
         ));
@@ -168,15 +194,37 @@ async fn serve(control: OwnedFd, listeners: Prepared) -> anyhow::Result<()> {
         .set_nonblocking(true)
         .context("the control socket")?;
     let watched = UnixStream::from_std(watched).context("the control socket")?;
-    // The node says nothing more: whatever comes is its end.
-    let _ = watched.readable().await;
-    Ok(())
+    // The node says when keys and certificates have changed. Whatever else comes is its end.
+    let mut buffer = vec![0; MESSAGE_LIMIT];
+    loop {
+        watched.readable().await.context("the control socket")?;
+        let length = match watched.try_io(tokio::io::Interest::READABLE, || {
+            ipc::receive(&watched, &mut buffer)
+        }) {
+            Ok((0, _)) => return Ok(()),
+            Ok((length, _)) => length,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => return Ok(()),
+        };
+        let changed = serde_json::from_slice(&buffer[..length])
+            .context("reading the node's message")
+            .and_then(|message: Message| Acceptors::new(message.tls));
+        // The key is not left lying about.
+        buffer.fill(0);
+        match changed {
+            Ok(changed) => {
+                *acceptors.write().unwrap_or_else(PoisonError::into_inner) = changed;
+                say(&*control, CHANGED, "");
+            }
+            Err(error) => say(&*control, LOG, &crate::sentence(&error)),
+        }
+    }
 }
 
 async fn accept(
     listener: TcpListener,
     face: Face,
-    acceptor: Option<TlsAcceptor>,
+    acceptors: Shared,
     places: Arc<Semaphore>,
     control: Arc<OwnedFd>,
 ) {
@@ -187,7 +235,10 @@ async fn accept(
             .expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((client, address)) => {
-                let acceptor = acceptor.clone();
+                let acceptor = acceptors
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .of(face);
                 tokio::spawn(async move {
                     connection(client, address.ip(), face, acceptor).await;
                     drop(place);

@@ -6,7 +6,8 @@
 //! ```
 //! The node binds the listeners (so that a refusal names flag and holder), reads keys and certificates, hands both over one control
 //! socket and keeps none; the front's process is [`child`]. When it dies the node binds again and makes a new one; when the
-//! node dies the control socket ends, and the front with it.
+//! node dies the control socket ends, and the front with it. When keys or certificates change, the node reads them again and hands
+//! them over once more: who connects from then on sees the new ones, and nobody is hung up on.
 //!
 //! The bytes are passed on as they are: the same face answers them as on the local socket, so there is one place that decides.
 
@@ -41,11 +42,14 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A front that lived this long has not died of what killed its predecessors.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// How often the files of keys and certificates are looked at. Not by inotify: they may be links that are changed somewhere else.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// systemd's range for users that exist only while something runs.
 const UIDS: std::ops::Range<u32> = 61_184..65_520;
 const READY: u8 = b'R';
 const ERROR: u8 = b'E';
 const LOG: u8 = b'L';
+const CHANGED: u8 = b'C';
 
 /// What shall be served on TCP.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,6 +109,9 @@ pub struct Front {
     /// Why a default listener is off.
     pub given_way: Option<String>,
     message: Vec<u8>,
+    files: Option<TlsFiles>,
+    /// What the files looked like before they were read.
+    seen: Vec<Look>,
     run_dir: PathBuf,
     pub uid: u32,
 }
@@ -119,6 +126,7 @@ impl Front {
         if wanted.addresses.is_empty() && wanted.registry.is_none() {
             return Ok(None);
         }
+        let seen = wanted.tls.as_ref().map(look).unwrap_or_default();
         let tls = wanted.tls.as_ref().map(read_tls).transpose()?;
         // Before any client is kept waiting for a mistake in a file.
         child::server_config(tls.as_ref())?;
@@ -158,6 +166,8 @@ impl Front {
             .expect("strings serialise"),
             faces,
             given_way,
+            files: wanted.tls.clone(),
+            seen,
             run_dir: run_dir.to_owned(),
             uid: uid_of(instance),
         }))
@@ -243,7 +253,7 @@ impl Front {
             let began = std::time::Instant::now();
             if let Some(front) = running.take() {
                 tokio::select! {
-                    () = front.until_death() => {}
+                    () = self.until_death(front) => {}
                     () = &mut stopped => return,
                 }
                 tracing::warn!("the front died; clients on TCP connect again");
@@ -261,6 +271,54 @@ impl Front {
                 Err(error) => tracing::error!("{}", crate::sentence(&error)),
             }
         }
+    }
+
+    async fn until_death(&mut self, mut front: Running) {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = front.next() => match message {
+                    None => break,
+                    Some((LOG, text)) => tracing::warn!("front: {}", text.escape_debug()),
+                    Some((CHANGED, _)) => tracing::info!("the front serves with the changed keys and certificates"),
+                    Some(_) => {}
+                },
+                _ = looks.tick(), if self.files.is_some() => self.hand_over_changes(&front),
+            }
+        }
+        let _ = front.child.kill().await;
+    }
+
+    /// Files that cannot be used, half of a new pair perhaps, change nothing.
+    fn hand_over_changes(&mut self, front: &Running) {
+        let Some(files) = &self.files else {
+            return;
+        };
+        let now = look(files);
+        if now == self.seen {
+            return;
+        }
+        let read = read_tls(files).and_then(|tls| {
+            child::server_config(Some(&tls))?;
+            let (tls, faces) = (Some(tls), self.faces.clone());
+            Ok(serde_json::to_vec(&Message { tls, faces }).expect("strings serialise"))
+        });
+        match read {
+            Ok(message) => {
+                match ipc::send(&front.control, &[IoSlice::new(&message)], &[]) {
+                    // For this front and those after it.
+                    Ok(_) => self.message = message,
+                    // Its queue is full; the next look is soon.
+                    Err(_) => return,
+                }
+            }
+            Err(error) => tracing::error!(
+                "keys and certificates changed and cannot be used, the front keeps those it has: {}",
+                crate::sentence(&error)
+            ),
+        }
+        self.seen = now;
     }
 }
 
@@ -284,15 +342,22 @@ impl Running {
             )),
         }
     }
+}
 
-    async fn until_death(mut self) {
-        while let Some((kind, text)) = self.next().await {
-            if kind == LOG {
-                tracing::warn!("front: {}", text.escape_debug());
-            }
-        }
-        let _ = self.child.kill().await;
-    }
+/// Device, inode, size and time of change in seconds and nanoseconds; `None` for what is not there.
+type Look = Option<(u64, u64, u64, i64, i64)>;
+
+fn look(files: &TlsFiles) -> Vec<Look> {
+    use std::os::unix::fs::MetadataExt;
+    [&files.certificate, &files.key]
+        .into_iter()
+        .chain(&files.authority)
+        .map(|path| {
+            let meta = std::fs::metadata(path).ok()?;
+            let (second, nanosecond) = (meta.ctime(), meta.ctime_nsec());
+            Some((meta.dev(), meta.ino(), meta.size(), second, nanosecond))
+        })
+        .collect()
 }
 
 fn read_tls(files: &TlsFiles) -> anyhow::Result<Tls> {

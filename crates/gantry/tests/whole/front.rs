@@ -16,11 +16,16 @@ struct Certificates {
 impl Certificates {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        Self::write(folder.path());
+        Self { folder }
+    }
+
+    fn write(folder: &Path) {
         let key = KeyPair::generate().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = authority.self_signed(&key).unwrap();
-        std::fs::write(folder.path().join("ca.pem"), ca.pem()).unwrap();
+        std::fs::write(folder.join("ca.pem"), ca.pem()).unwrap();
         let issuer = Issuer::new(authority, key);
         for (name, names, usage) in [
             (
@@ -35,13 +40,12 @@ impl Certificates {
             params.extended_key_usages = vec![usage];
             let certificate = params.signed_by(&key, &issuer).unwrap();
             let file = |what: &str| match name {
-                "" => folder.path().join(format!("{what}.pem")),
-                name => folder.path().join(format!("{name}-{what}.pem")),
+                "" => folder.join(format!("{what}.pem")),
+                name => folder.join(format!("{name}-{what}.pem")),
             };
             std::fs::write(file("cert"), certificate.pem()).unwrap();
             std::fs::write(file("key"), key.serialize_pem()).unwrap();
         }
-        Self { folder }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -400,6 +404,95 @@ fn row(pid: u32, world: &World, node: &BTreeMap<String, String>) -> Row {
             false => listeners.join(", "),
         },
     }
+}
+
+#[test]
+fn changed_certificates_are_served_and_nobody_is_hung_up_on() {
+    let certificates = Certificates::new();
+    let world = world(certificates.flags());
+    let address = address(&world);
+    let folder = certificates.folder.path();
+    let old = tempfile::tempdir().unwrap();
+    for name in ["ca.pem", "cert.pem", "key.pem"] {
+        std::fs::copy(folder.join(name), old.path().join(name)).unwrap();
+    }
+    let works = |folder: &Path| {
+        docker(&address, Some(folder), &["version"])
+            .status
+            .success()
+    };
+    assert!(works(folder));
+    let first = front(&world).unwrap();
+    // A client that is in the middle of something.
+    let mut events = Command::new("docker")
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("DOCKER_CERT_PATH", folder)
+        .args([
+            "--tlsverify",
+            "-H",
+            &address,
+            "events",
+            "--since",
+            "10m",
+            "-f",
+            "type=volume",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(events.stdout.take().unwrap()));
+    let mut number = 0;
+    let mut told = |folder: &Path| {
+        number += 1;
+        let name = format!("v{number}");
+        assert!(
+            docker(&address, Some(folder), &["volume", "create", &name])
+                .status
+                .success()
+        );
+    };
+    let mut hear = |name: &str| {
+        while !lines
+            .next()
+            .expect("the stream goes on")
+            .unwrap()
+            .contains(name)
+        {}
+    };
+    told(folder);
+    hear("v1");
+    // Half of a pair is not used.
+    std::fs::write(folder.join("server-cert.pem"), "nonsense").unwrap();
+    eventually("the refusal in the log", SOON, || match world.talk() {
+        talk if talk.contains("the front keeps those it has") => Ok(()),
+        talk => Err(talk),
+    });
+    assert!(works(old.path()));
+    Certificates::write(folder);
+    eventually("the new authority", SOON, || match works(folder) {
+        true => Ok(()),
+        false => Err("refused".to_owned()),
+    });
+    assert!(
+        !works(old.path()),
+        "who has only the old certificates is refused"
+    );
+    assert_eq!(front(&world), Some(first), "the same process serves");
+    told(folder);
+    hear("v2");
+    events.kill().unwrap();
+    events.wait().unwrap();
+    // The next front has them too.
+    let pid = rustix::process::Pid::from_raw(first.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    eventually("another front", SOON, || match works(folder) {
+        true => Ok(()),
+        false => Err("refused".to_owned()),
+    });
+    assert_ne!(front(&world), Some(first));
 }
 
 /// Everything below the node, and what was reparented: every process whose command line or cgroup is this instance's.
