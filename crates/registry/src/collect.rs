@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 /// Removals under one hold of the lock; pushes go on in between.
@@ -219,12 +219,15 @@ impl Collecting<'_> {
     /// Tags with what they name and how old they are.
     fn tags(&self, name: &Repository) -> io::Result<BTreeMap<String, (Digest, Duration)>> {
         let folder = self.store.repository(name).join("_tags");
+        // One moment for all: tags of the same time are of the same age.
+        let now = SystemTime::now();
         let mut tags = BTreeMap::new();
         for tag in file_names(&folder)? {
             if let Ok(digest) = self.store.tag(name, &tag)
                 && let Ok(meta) = std::fs::metadata(folder.join(&tag))
             {
-                tags.insert(tag, (digest, age(&meta)));
+                let age = now.duration_since(meta.modified()?).unwrap_or_default();
+                tags.insert(tag, (digest, age));
             }
         }
         Ok(tags)
