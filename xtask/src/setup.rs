@@ -112,6 +112,14 @@ pub(crate) const TEST: &[Need] = &[
         packages: &["podman"],
     },
     Need {
+        what: What::Program("umoci"),
+        packages: &["umoci"],
+    },
+    Need {
+        what: What::Program("buildah"),
+        packages: &["buildah"],
+    },
+    Need {
         what: What::Program("conmon"),
         packages: &["conmon"],
     },
