@@ -6,6 +6,7 @@
     reason = "a chore says what it does on the terminal"
 )]
 
+mod clients;
 mod deny;
 mod kube;
 mod setup;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["setup", "build"] => setup::install(setup::BUILD),
         ["setup", "up"] => setup::install(setup::UP),
-        ["setup", "test"] => setup::install(setup::TEST),
+        ["setup", "test"] => setup::install(setup::TEST).and_then(|()| clients::install(&root())),
         ["setup", "test-guest"] => setup::install(setup::TEST_GUEST),
         ["test"] => test::run(),
         ["check"] => test::check(),

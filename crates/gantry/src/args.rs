@@ -30,7 +30,7 @@ pub enum Verb {
     Up(Box<UpArgs>),
     /// Stop the platform; containers run on unless --purge
     Down(DownArgs),
-    /// Print the lines that point `docker` at this instance
+    /// Print the lines that point `docker` and `kubectl` at this instance
     Env(OutputArgs),
     /// What is up
     Status(OutputArgs),
@@ -229,6 +229,9 @@ pub struct UpArgs {
     /// friendly: accept our bridges where a foreign chain drops forwarded traffic; strict: never [default: friendly]
     #[arg(long, value_name = "MODE")]
     pub firewall: Option<String>,
+    /// The Kubernetes API: IP:PORT or off [default: 127.0.0.1:6443]
+    #[arg(long, value_name = "ADDRESS")]
+    pub kube: Option<String>,
     /// Restart containers that become unhealthy; label gantry.restart-unhealthy=false|true wins
     #[arg(long)]
     pub restart_unhealthy: bool,
@@ -261,8 +264,6 @@ pub struct UpArgs {
 #[derive(Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Not in this build (accept `off`)")]
 pub struct LaterArgs {
-    #[arg(long, value_name = "ADDRESS")]
-    pub kube: Option<String>,
     #[arg(long, value_name = "ADDRESS")]
     pub router: Option<String>,
     #[arg(long, value_name = "ADDRESS")]

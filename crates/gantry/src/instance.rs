@@ -19,6 +19,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// What `kubectl` needs to reach this instance, below `R`; only root may read it.
+pub const KUBECONFIG: &str = "kubeconfig";
 const DEFAULT_DATA_DIR: &str = "/var/lib/gantry";
 const DEFAULT_RUN_DIR: &str = "/run/gantry";
 /// A pid file or name file longer than this is not ours.
@@ -191,6 +193,9 @@ pub struct Daemon {
     /// Where the registry listens, as `IP:PORT`; `None` when it is off.
     #[serde(default)]
     pub registry: Option<String>,
+    /// The Kubernetes API, as `https://IP:PORT`; `None` when it is off.
+    #[serde(default)]
+    pub kube: Option<String>,
     pub started_at: jiff::Timestamp,
 }
 
@@ -401,6 +406,7 @@ mod tests {
             docker: None,
             docker_tcp: Vec::new(),
             registry: None,
+            kube: None,
             started_at: jiff::Timestamp::UNIX_EPOCH,
         };
         locks.describe(&me).unwrap();
@@ -431,6 +437,7 @@ mod tests {
                 docker: None,
                 docker_tcp: Vec::new(),
                 registry: None,
+                kube: None,
                 started_at: jiff::Timestamp::UNIX_EPOCH,
             })
             .unwrap();

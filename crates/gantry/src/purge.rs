@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at a cgroup that is emptying.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What an instance puts into `D`.
-const DATA_NAMES: [&str; 9] = [
+const DATA_NAMES: [&str; 11] = [
     "node.redb",
     "events.json",
     "images",
@@ -27,15 +27,19 @@ const DATA_NAMES: [&str; 9] = [
     "volumes",
     "registry",
     "tmp",
+    "store",
+    "keys",
     "instance",
     "lock",
 ];
 /// What an instance puts into `R`.
-const RUN_NAMES: [&str; 10] = [
+const RUN_NAMES: [&str; 12] = [
     "c",
     "docker.sock",
     "front.sock",
     "registry.sock",
+    "kube.sock",
+    "kubeconfig",
     "docker-init",
     "spawner.sock",
     "gantry.log",

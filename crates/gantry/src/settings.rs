@@ -7,7 +7,7 @@
 //! `data-dir` and `run-dir` may stand in it too. Unknown keys are refused, so that a typo does not pass in silence.
 
 use crate::args::{DirArgs, LaterArgs, UpArgs};
-use crate::front::{RegistryAddress, TlsFiles, Wanted};
+use crate::front::{Address, TlsFiles, Wanted};
 use crate::instance::Dirs;
 use anyhow::{Context, bail};
 use gantry_network::Firewall;
@@ -25,6 +25,7 @@ const TCP_LIMIT: usize = 8;
 pub const DEFAULT_REGISTRY: &str = "127.0.0.1:5000";
 /// Docker's own range. Every address and route of the host is left out when subnets are cut from it.
 const DEFAULT_SUBNET_POOL: &str = "172.16.0.0/12";
+const DEFAULT_KUBE: &str = "127.0.0.1:6443";
 
 /// What `gantry up` does.
 #[derive(Debug, Clone, PartialEq)]
@@ -259,12 +260,29 @@ fn front(tcp: &[&String], up: &UpArgs, file: &ConfigFile) -> anyhow::Result<Want
     Ok(Wanted {
         addresses,
         registry,
+        kube: kube(up.kube.as_ref().or(file.kube.as_ref()))?,
         tls,
     })
 }
 
+/// The Kubernetes API always speaks TLS and asks who comes, so it may listen anywhere.
+fn kube(typed: Option<&String>) -> anyhow::Result<Option<Address>> {
+    let text = match typed.map(String::as_str) {
+        Some("off") => return Ok(None),
+        Some(text) => text.replace("localhost:", "127.0.0.1:"),
+        None => DEFAULT_KUBE.to_owned(),
+    };
+    let address = text.parse().map_err(|_| {
+        anyhow::anyhow!("--kube {text} needs an address and a port, such as {DEFAULT_KUBE}, or off")
+    })?;
+    Ok(Some(Address {
+        address,
+        typed: typed.is_some(),
+    }))
+}
+
 /// Beyond loopback passwords and content travel encrypted.
-fn registry(typed: Option<&String>, tls: bool) -> anyhow::Result<Option<RegistryAddress>> {
+fn registry(typed: Option<&String>, tls: bool) -> anyhow::Result<Option<Address>> {
     let text = match typed.map(String::as_str) {
         Some("off") => return Ok(None),
         Some(text) => text.replace("localhost:", "127.0.0.1:"),
@@ -280,7 +298,7 @@ fn registry(typed: Option<&String>, tls: bool) -> anyhow::Result<Option<Registry
             "--registry {address} would send passwords and images in the clear; add --tlscert and --tlskey, or listen on 127.0.0.1"
         );
     }
-    Ok(Some(RegistryAddress {
+    Ok(Some(Address {
         address,
         typed: typed.is_some(),
     }))
@@ -289,7 +307,6 @@ fn registry(typed: Option<&String>, tls: bool) -> anyhow::Result<Option<Registry
 /// The parts of the contract that this build does not carry refuse to be switched on, instead of being ignored.
 fn refuse_later(flags: &LaterArgs, file: &ConfigFile) -> anyhow::Result<()> {
     let parts = [
-        ("kube", &flags.kube, &file.kube, "off"),
         ("router", &flags.router, &file.router, "off"),
         ("router-tls", &flags.router_tls, &file.router_tls, "off"),
         ("console", &flags.console, &file.console, "off"),
@@ -379,20 +396,23 @@ mod tests {
             "--docker off --kube off --registry off --router off --router-tls off --console off --store embedded",
         )
         .unwrap();
-        assert_eq!(settings.docker, None);
+        assert_eq!((settings.docker, settings.front.kube), (None, None));
+    }
+
+    #[test]
+    fn the_kubernetes_api_is_on_loopback_unless_told() {
+        let kube =
+            |words: &str| resolve(words).map(|s| s.front.kube.map(|a| a.address.to_string()));
+        assert_eq!(kube("").unwrap().as_deref(), Some(DEFAULT_KUBE));
+        let asked = kube("--kube localhost:0").unwrap();
+        assert_eq!(asked.as_deref(), Some("127.0.0.1:0"));
+        let refusal = kube("--kube 6443").unwrap_err();
+        assert!(refusal.starts_with("--kube 6443 needs an address and a port"));
     }
 
     #[test]
     fn what_this_build_lacks_is_refused_by_name() {
-        for flag in [
-            "kube",
-            "router",
-            "router-tls",
-            "console",
-            "join",
-            "token",
-            "name",
-        ] {
+        for flag in ["router", "router-tls", "console", "join", "token", "name"] {
             let refusal = resolve(&format!("--{flag} 127.0.0.1:1")).unwrap_err();
             assert_eq!(
                 refusal,
@@ -477,11 +497,11 @@ mod tests {
                 .unwrap_err()
                 .contains("fire-wall")
         );
-        std::fs::write(&path, r#"{"kube": "127.0.0.1:6443"}"#).unwrap();
+        std::fs::write(&path, r#"{"router": "127.0.0.1:8080"}"#).unwrap();
         assert!(
             resolve(&format!("--config {}", path.display()))
                 .unwrap_err()
-                .contains("--kube")
+                .contains("--router")
         );
     }
 }

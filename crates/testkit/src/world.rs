@@ -160,10 +160,7 @@ impl World {
             .args(&words[1..])
             .args(self.dir_flags())
             .args(&self.options.flags);
-        // Its default port is the same for all worlds of a network namespace.
-        if !self.options.flags.iter().any(|flag| flag == "--registry") {
-            command.args(["--registry", "off"]);
-        }
+        command.args(without_defaults(&self.options.flags));
         let folders: Vec<_> = self
             .options
             .cgroups
@@ -295,10 +292,11 @@ impl World {
     #[track_caller]
     pub fn gantry_with(&self, words: &[&str], input: Option<&[u8]>) -> Done {
         let mut command = self.enter("timeout");
+        command.args(CLIENT_LIMIT).arg(&self.program).args(words);
+        if words.first() == Some(&"up") {
+            command.args(without_defaults(words));
+        }
         command
-            .args(CLIENT_LIMIT)
-            .arg(&self.program)
-            .args(words)
             .env("GANTRY_DATA_DIR", self.data_dir())
             .env("GANTRY_RUN_DIR", self.run_dir());
         run(&mut command, input)
@@ -327,6 +325,33 @@ impl World {
             .env("DOCKER_CLI_HINTS", "false")
             .env_remove("DOCKER_API_VERSION")
             .env_remove("DOCKER_CONTEXT");
+        command
+    }
+
+    /// The real kubectl on this world's Kubernetes API.
+    #[track_caller]
+    pub fn kubectl(&self, words: &[&str]) -> Done {
+        run(&mut self.kube_command("kubectl", words), None)
+    }
+
+    #[track_caller]
+    pub fn kubectl_with(&self, words: &[&str], input: &str) -> Done {
+        run(
+            &mut self.kube_command("kubectl", words),
+            Some(input.as_bytes()),
+        )
+    }
+
+    /// A Kubernetes client that `make` keeps in `target/tools`, not started yet.
+    pub fn kube_command(&self, client: &str, words: &[&str]) -> Command {
+        let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools");
+        let mut command = self.enter("timeout");
+        command
+            .args(CLIENT_LIMIT)
+            .arg(Path::new(tools).join(client))
+            .args(words)
+            .env("KUBECONFIG", self.run_dir().join("kubeconfig"))
+            .env("HOME", self.folder.path());
         command
     }
 
@@ -451,4 +476,15 @@ fn network_namespace() -> Child {
     )
     .ok();
     holder
+}
+
+/// Listeners whose default ports are the same for all worlds of a network namespace are off, unless they are asked for.
+fn without_defaults<T: AsRef<str>>(flags: &[T]) -> Vec<&'static str> {
+    let mut off = Vec::new();
+    for flag in ["--registry", "--kube"] {
+        if !flags.iter().any(|f| f.as_ref().starts_with(flag)) {
+            off.extend([flag, "off"]);
+        }
+    }
+    off
 }

@@ -71,6 +71,11 @@ fn words(settings: &Settings, up: &UpArgs) -> Vec<OsString> {
         let address = registry.map_or_else(|| "off".to_owned(), |r| r.address.to_string());
         flag("--registry", address.as_ref());
     }
+    let kube = settings.front.kube;
+    if kube.is_none_or(|kube| kube.typed) {
+        let address = kube.map_or_else(|| "off".to_owned(), |kube| kube.address.to_string());
+        flag("--kube", address.as_ref());
+    }
     if let Some(tls) = &settings.front.tls {
         flag("--tlscert", tls.certificate.as_os_str());
         flag("--tlskey", tls.key.as_os_str());

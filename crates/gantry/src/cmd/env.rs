@@ -18,6 +18,10 @@ pub fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
     if let Some(socket) = &daemon.docker {
         variables.push(("DOCKER_HOST", format!("unix://{}", socket.display())));
     }
+    if daemon.kube.is_some() {
+        let path = daemon.run_dir.join(crate::instance::KUBECONFIG);
+        variables.push(("KUBECONFIG", path.display().to_string()));
+    }
     match how {
         Output::Text => {
             for (name, value) in &variables {

@@ -47,6 +47,7 @@ pub async fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
             "docker": docker,
             "dockerTcp": daemon.docker_tcp,
             "registry": daemon.registry,
+            "kube": daemon.kube,
             "containers": {
                 "running": number("ContainersRunning"),
                 "paused": number("ContainersPaused"),
@@ -72,6 +73,8 @@ pub async fn run(dirs: &Dirs, how: Output) -> anyhow::Result<ExitCode> {
     }
     let registry = daemon.registry.as_deref().unwrap_or("off");
     output::line(format!("  registry    {registry}"))?;
+    let kube = daemon.kube.as_deref().unwrap_or("off");
+    output::line(format!("  kube        {kube}"))?;
     if daemon.docker.is_some() {
         output::line(format!(
             "  containers  {} running, {} paused, {} stopped",

@@ -4,16 +4,21 @@ use super::{demo, detach};
 use crate::args::{DirArgs, UpArgs};
 use crate::client::Client;
 use crate::front::{self, Front};
-use crate::instance::{Daemon, Locks};
+use crate::instance::{Daemon, KUBECONFIG, Locks};
 use crate::listener::Listener;
 use crate::settings::Settings;
 use crate::{logging, runtime_program};
 use anyhow::{Context, bail};
+use gantry_apiserver::Api;
+use gantry_base::file::{Durability, atomic_write};
 use gantry_engine::Engine;
 use gantry_linux::program::start_ticks;
+use gantry_store::embedded::Embedded;
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -60,12 +65,16 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     }
     let instance = dirs.instance_or_new()?;
     let front = Front::prepare(&settings.front, &dirs.run, &instance)?;
-    let given_way = front.as_ref().and_then(|front| front.given_way.clone());
+    let given_way = front
+        .as_ref()
+        .map(|front| front.given_way.clone())
+        .unwrap_or_default();
     let front = front.filter(|front| !front.is_empty());
     let registry = match front.as_ref().and_then(Front::registry) {
         Some(address) => Some((address, super::registry::open(dirs, address)?)),
         None => None,
     };
+    let kube = front.as_ref().and_then(Front::kube);
     let me = i32::try_from(std::process::id()).context("reading the own process id")?;
     let daemon = Daemon {
         pid: me,
@@ -77,6 +86,7 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         docker: settings.docker.clone(),
         docker_tcp: front.as_ref().map(Front::addresses).unwrap_or_default(),
         registry: registry.as_ref().map(|(address, _)| address.to_string()),
+        kube: kube.map(|address| format!("https://{}", reachable(address))),
         started_at: jiff::Timestamp::now(),
     };
     locks.describe(&daemon)?;
@@ -84,11 +94,12 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
     let listener = settings.docker.as_deref().map(Listener::bind).transpose()?;
     let (socket, place) = listener.map(Listener::into_parts).unzip();
     let front_listener = match &front {
-        Some(front) => Some(Listener::bind_for(
+        // What nobody listens for on TCP needs no door for the front.
+        Some(front) if !daemon.docker_tcp.is_empty() => Some(Listener::bind_for(
             &dirs.run.join(front::SOCKET),
             front.uid,
         )?),
-        None => None,
+        _ => None,
     };
     let (front_socket, front_place) = front_listener.map(Listener::into_parts).unzip();
     let registry_listener = match (&front, &registry) {
@@ -99,6 +110,14 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         _ => None,
     };
     let (registry_socket, registry_place) = registry_listener.map(Listener::into_parts).unzip();
+    let kube_listener = match (&front, kube) {
+        (Some(front), Some(_)) => Some(Listener::bind_for(
+            &dirs.run.join(front::KUBE_SOCKET),
+            front.uid,
+        )?),
+        _ => None,
+    };
+    let (kube_socket, kube_place) = kube_listener.map(Listener::into_parts).unzip();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -135,25 +154,40 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             }
             _ => None,
         };
-        let tcp = match (front, front_socket) {
-            (Some(mut front), Some(socket)) => {
-                let listener = tokio::net::UnixListener::from_std(socket)
-                    .context("handing the front's socket to the async runtime")?;
-                let serving = tokio::spawn(gantry_docker::serve(engine.clone(), builder.clone(), listener, stopped.clone()));
-                let first = front.start().await?;
-                Some((serving, tokio::spawn(front.keep(first, stopped))))
+        let kube_serving = match (kube, kube_socket) {
+            (Some(address), Some(socket)) => {
+                Some(serve_kube(settings, address, socket, stopped.clone()).await?)
             }
             _ => None,
+        };
+        let docker_tcp = match front_socket {
+            Some(socket) => {
+                let listener = tokio::net::UnixListener::from_std(socket)
+                    .context("handing the front's socket to the async runtime")?;
+                Some(tokio::spawn(gantry_docker::serve(engine.clone(), builder.clone(), listener, stopped.clone())))
+            }
+            None => None,
+        };
+        let front = match front {
+            Some(mut front) => {
+                let first = front.start().await?;
+                Some(tokio::spawn(front.keep(first, stopped)))
+            }
+            None => None,
         };
         talk.line(&format!("ready in {:.2}s", began.elapsed().as_secs_f64()));
         for address in &daemon.docker_tcp {
             let open = if settings.front.tls.is_some() { "" } else { ": every user of this machine is root there" };
             talk.line(&format!("docker on {address}{open}"));
         }
-        match (&daemon.registry, &given_way) {
-            (Some(address), _) => talk.line(&format!("registry on {address}")),
-            (None, Some(why)) => talk.line(&format!("no registry: {why}; say --registry 127.0.0.1:0 for a free port")),
-            (None, None) => {}
+        if let Some(address) = &daemon.registry {
+            talk.line(&format!("registry on {address}"));
+        }
+        if let Some(address) = &daemon.kube {
+            talk.line(&format!("kubernetes on {address}"));
+        }
+        for (name, why) in &given_way {
+            talk.line(&format!("no {name}: {why}; say --{name} 127.0.0.1:0 for a free port"));
         }
         match &settings.docker {
             Some(socket) if up.demo => {
@@ -187,8 +221,13 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         {
             tracing::error!("the Docker API ended: {}", error.chain());
         }
-        if let Some((serving, front)) = tcp {
+        if let Some(front) = front {
             let _ = tokio::time::timeout(GRACE, front).await;
+        }
+        for serving in docker_tcp.into_iter() {
+            let _ = tokio::time::timeout(GRACE, serving).await;
+        }
+        for serving in kube_serving.into_iter() {
             let _ = tokio::time::timeout(GRACE, serving).await;
         }
         if let Some(serving) = registry_serving {
@@ -197,12 +236,59 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
         engine.shutdown().await;
         anyhow::Ok(())
     });
-    for place in place.into_iter().chain(front_place).chain(registry_place) {
+    let places = front_place
+        .into_iter()
+        .chain(registry_place)
+        .chain(kube_place);
+    for place in place.into_iter().chain(places) {
         place.remove();
     }
     // A blocking thread in the middle of an archive must not hold the exit up: what it did is undone at the next start.
     runtime.shutdown_timeout(GRACE);
     outcome
+}
+
+/// Opens the cluster's state, serves the Kubernetes API behind the front, and leaves the file that `kubectl` needs.
+async fn serve_kube(
+    settings: &Settings,
+    address: SocketAddr,
+    socket: std::os::unix::net::UnixListener,
+    stopped: tokio::sync::watch::Receiver<bool>,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let dirs = &settings.dirs;
+    let store = Embedded::open(&dirs.data.join("store"))?;
+    let api = gantry_apiserver::Settings {
+        keys_dir: dirs.data.join("keys"),
+        address: reachable(address).to_string(),
+        addresses: vec![address.ip()],
+    };
+    let api = Api::open(Arc::new(store), api, stopped)
+        .await
+        .map_err(|e| anyhow::anyhow!(e.chain()))?;
+    let config = api
+        .admin_kubeconfig()
+        .map_err(|e| anyhow::anyhow!(e.chain()))?;
+    let path = dirs.run.join(KUBECONFIG);
+    atomic_write(&path, config.as_bytes(), 0o600, Durability::Process)
+        .with_context(|| format!("writing {}", path.display()))?;
+    let listener = tokio::net::UnixListener::from_std(socket)
+        .context("handing the Kubernetes API's socket to the async runtime")?;
+    Ok(tokio::spawn(async move {
+        if let Err(error) = gantry_apiserver::serve(api, listener).await {
+            tracing::error!("the Kubernetes API ended: {}", error.chain());
+        }
+    }))
+}
+
+/// Where a client on this machine reaches a listener.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 /// A firewall that was started over forgot our accepts; until the next look at it, its drops hold.

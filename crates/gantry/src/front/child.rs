@@ -1,7 +1,8 @@
 //! The front's own process: gives up every right first, then takes its listeners from the node and serves.
 
 use super::{
-    CHANGED, ERROR, Face, LOG, MESSAGE_LIMIT, Message, READY, REGISTRY_SOCKET, SOCKET, Tls,
+    CHANGED, ERROR, Face, KUBE_SOCKET, LOG, MESSAGE_LIMIT, Message, READY, REGISTRY_SOCKET, SOCKET,
+    Tls,
 };
 use anyhow::{Context, bail};
 use gantry_linux::capabilities::{self, Sets};
@@ -78,7 +79,7 @@ impl Acceptors {
         match face {
             Face::Docker => self.docker.clone(),
             Face::Registry { tls: true } => self.registry.clone(),
-            Face::Registry { tls: false } => None,
+            Face::Registry { tls: false } | Face::Kube => None,
         }
     }
 }
@@ -258,6 +259,7 @@ async fn connection(client: TcpStream, address: IpAddr, face: Face, acceptor: Op
     // The registry limits who comes too often, so it learns who comes.
     let (socket, preface) = match face {
         Face::Docker => (SOCKET, None),
+        Face::Kube => (KUBE_SOCKET, None),
         Face::Registry { tls } => (
             REGISTRY_SOCKET,
             Some(gantry_registry::preface(tls, address)),

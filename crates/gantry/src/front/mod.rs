@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! client ──TCP, TLS──► gantry front ──R/front.sock, R/registry.sock──► gantry up (root, unix sockets only)
+//! kubectl ──TCP──────►              ──R/kube.sock────────────────────► its API server, where TLS ends
 //!                      own uid, no capabilities, no_new_privs, landlock
 //! ```
 //! The node binds the listeners (so that a refusal names flag and holder), reads keys and certificates, hands both over one control
@@ -32,6 +33,8 @@ use tokio::sync::watch;
 pub const SOCKET: &str = "front.sock";
 /// The same for the registry's clients.
 pub const REGISTRY_SOCKET: &str = "registry.sock";
+/// The same for clients of the Kubernetes API. Their TLS ends in the node: their certificates say who they are.
+pub const KUBE_SOCKET: &str = "kube.sock";
 /// A key or a chain of certificates longer than this is refused: all of them travel in one message.
 const PEM_LIMIT: u64 = 48 << 10;
 /// One message on the control socket.
@@ -55,12 +58,13 @@ const CHANGED: u8 = b'C';
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub addresses: Vec<SocketAddr>,
-    pub registry: Option<RegistryAddress>,
+    pub registry: Option<Address>,
+    pub kube: Option<Address>,
     pub tls: Option<TlsFiles>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RegistryAddress {
+pub struct Address {
     pub address: SocketAddr,
     /// Somebody asked for it, so it must be had. The default gives way to another program on its port.
     pub typed: bool,
@@ -74,6 +78,7 @@ enum Face {
     Registry {
         tls: bool,
     },
+    Kube,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,8 +111,8 @@ pub struct Front {
     listeners: Option<Vec<TcpListener>>,
     addresses: Vec<SocketAddr>,
     faces: Vec<Face>,
-    /// Why a default listener is off.
-    pub given_way: Option<String>,
+    /// Default listeners that are off, with the reason.
+    pub given_way: Vec<(&'static str, String)>,
     message: Vec<u8>,
     files: Option<TlsFiles>,
     /// What the files looked like before they were read.
@@ -123,7 +128,7 @@ impl Front {
         run_dir: &Path,
         instance: &str,
     ) -> anyhow::Result<Option<Self>> {
-        if wanted.addresses.is_empty() && wanted.registry.is_none() {
+        if wanted.addresses.is_empty() && wanted.registry.is_none() && wanted.kube.is_none() {
             return Ok(None);
         }
         let seen = wanted.tls.as_ref().map(look).unwrap_or_default();
@@ -136,18 +141,25 @@ impl Front {
             listeners.push(bind(*address, Face::Docker)?);
             faces.push(Face::Docker);
         }
-        let mut given_way = None;
-        if let Some(registry) = wanted.registry {
-            let face = Face::Registry {
-                tls: !registry.address.ip().is_loopback(),
-            };
-            match bind(registry.address, face) {
+        let mut given_way = Vec::new();
+        let registry = wanted.registry.map(|registry| {
+            let tls = !registry.address.ip().is_loopback();
+            (registry, Face::Registry { tls })
+        });
+        let kube = wanted.kube.map(|kube| (kube, Face::Kube));
+        for (wanted, face) in registry.into_iter().chain(kube) {
+            match bind(wanted.address, face) {
                 Ok(listener) => {
                     listeners.push(listener);
                     faces.push(face);
                 }
-                Err(error) if !registry.typed && is_taken(&error) => {
-                    given_way = Some(crate::sentence(&error));
+                Err(error) if !wanted.typed && is_taken(&error) => {
+                    let name = if face == Face::Kube {
+                        "kube"
+                    } else {
+                        "registry"
+                    };
+                    given_way.push((name, crate::sentence(&error)));
                 }
                 Err(error) => return Err(error),
             }
@@ -185,6 +197,13 @@ impl Front {
     pub fn registry(&self) -> Option<SocketAddr> {
         self.listeners()
             .find(|(face, _)| matches!(face, Face::Registry { .. }))
+            .map(|(_, address)| address)
+    }
+
+    /// The same for the Kubernetes API.
+    pub fn kube(&self) -> Option<SocketAddr> {
+        self.listeners()
+            .find(|(face, _)| *face == Face::Kube)
             .map(|(_, address)| address)
     }
 
@@ -399,6 +418,7 @@ fn bind(address: SocketAddr, face: Face) -> anyhow::Result<TcpListener> {
         let flag = match face {
             Face::Docker => "--docker tcp://",
             Face::Registry { .. } => "--registry ",
+            Face::Kube => "--kube ",
         };
         anyhow::Error::new(error).context(format!("listening on {flag}{address}{who}"))
     })?;

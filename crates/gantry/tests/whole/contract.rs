@@ -47,7 +47,7 @@ fn help_and_version_are_data() {
 #[test]
 fn what_this_build_lacks_is_refused_in_one_sentence() {
     let world = stopped();
-    for flag in ["--kube", "--router", "--router-tls", "--console"] {
+    for flag in ["--router", "--router-tls", "--console"] {
         let done = world.gantry(&["up", flag, "127.0.0.1:0"]);
         let sentence = done.fails(1);
         assert_eq!(sentence.lines().count(), 1, "{done}");

@@ -272,7 +272,7 @@ fn plain_tcp_stays_on_loopback() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let output = Command::new(GANTRY)
-            .arg("up")
+            .args(["up", "--kube", "off"])
             .args(["--data-dir".as_ref(), folder.path().join("d").as_os_str()])
             .args(["--run-dir".as_ref(), folder.path().join("r").as_os_str()])
             .args(&flags)
