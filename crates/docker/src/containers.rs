@@ -879,6 +879,16 @@ fn endpoint_document(endpoint: &Endpoint) -> doc::Endpoint {
             .unwrap_or_default(),
         ip_address: endpoint.address.to_string(),
         ip_prefix_len: endpoint.prefix_len,
+        ipv6_gateway: endpoint
+            .ipv6
+            .and_then(|six| six.gateway)
+            .map(|gateway| gateway.to_string())
+            .unwrap_or_default(),
+        global_ipv6_address: endpoint
+            .ipv6
+            .map(|six| six.address.to_string())
+            .unwrap_or_default(),
+        global_ipv6_prefix_len: endpoint.ipv6.map_or(0, |six| six.prefix_len),
         ..doc::Endpoint::default()
     }
 }

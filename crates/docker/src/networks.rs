@@ -35,6 +35,12 @@ fn document(record: &Record) -> Network {
                 .collect()
         }),
     });
+    let pool6 = record.ipv6.map(|six| IpamPool {
+        subnet: six.subnet.to_string(),
+        gateway: six.gateway.to_string(),
+        ip_range: six.range.map(|range| range.to_string()).unwrap_or_default(),
+        auxiliary: None,
+    });
     Network {
         name: record.name.clone(),
         id: record.id.clone(),
@@ -42,11 +48,11 @@ fn document(record: &Record) -> Network {
         scope: "local",
         driver: record.driver.clone(),
         enable_ipv4: true,
-        enable_ipv6: false,
+        enable_ipv6: record.ipv6.is_some(),
         ipam: Ipam {
             driver: "default".into(),
             options: None,
-            config: pool.into_iter().collect(),
+            config: pool.into_iter().chain(pool6).collect(),
         },
         internal: record.internal,
         attachable: false,
@@ -76,7 +82,10 @@ fn members(engine: &Engine, network: &Record) -> BTreeMap<String, Member> {
                 endpoint_id: endpoint.id.clone(),
                 mac_address: mac_text(endpoint.mac),
                 ipv4_address: format!("{}/{}", endpoint.address, endpoint.prefix_len),
-                ipv6_address: String::new(),
+                ipv6_address: endpoint
+                    .ipv6
+                    .map(|six| format!("{}/{}", six.address, six.prefix_len))
+                    .unwrap_or_default(),
             };
             Some((record.id.clone(), member))
         })
@@ -131,11 +140,6 @@ pub(crate) async fn create(mut call: Call) -> Result<Reply> {
 
 /// What the request means; what cannot be had is refused rather than left out.
 fn wanted(request: CreateNetwork) -> Result<gantry_network::CreateNetwork> {
-    if request.enable_ipv6 {
-        return Err(unsupported(
-            "networks with IPv6 are not part of this build yet",
-        ));
-    }
     if request.ingress {
         return Err(unsupported(
             "ingress networks are not part of this build yet",
@@ -147,12 +151,20 @@ fn wanted(request: CreateNetwork) -> Result<gantry_network::CreateNetwork> {
             request.ipam.driver
         )));
     }
-    if request.ipam.config.len() > 1 {
+    let (six, four): (Vec<_>, Vec<_>) = request
+        .ipam
+        .config
+        .into_iter()
+        .partition(|pool| pool.subnet.contains(':'));
+    if four.len() > 1 || six.len() > 1 {
         return Err(Error::invalid(
             "bridge driver doesn't support multiple subnets",
         ));
     }
-    let pool = request.ipam.config.into_iter().next().unwrap_or_default();
+    let pool = four.into_iter().next().unwrap_or_default();
+    let pool6 = six.into_iter().next().unwrap_or_default();
+    // Docker gives a network with an IPv6 subnet IPv6 only when told.
+    let ipv6 = request.enable_ipv6;
     let mut auxiliary = BTreeMap::new();
     for (name, text) in pool.auxiliary.unwrap_or_default() {
         if let Some(address) = parse("aux-address", &text, "invalid address")? {
@@ -165,6 +177,10 @@ fn wanted(request: CreateNetwork) -> Result<gantry_network::CreateNetwork> {
         subnet: parse("subnet", &pool.subnet, "invalid CIDR block notation")?,
         range: parse("ip-range", &pool.ip_range, "invalid CIDR block notation")?,
         gateway: parse("gateway address", &pool.gateway, "invalid address")?,
+        ipv6,
+        subnet6: parse("subnet", &pool6.subnet, "invalid CIDR block notation")?,
+        range6: parse("ip-range", &pool6.ip_range, "invalid CIDR block notation")?,
+        gateway6: parse("gateway address", &pool6.gateway, "invalid address")?,
         auxiliary,
         internal: request.internal,
         labels: request.labels,

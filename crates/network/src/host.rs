@@ -4,7 +4,7 @@ use crate::{Error, Record, Result, ResultExt, SCHEMA, Settings, first_host, ipam
 use gantry_linux::net::{set_sysctl, sysctl};
 use gantry_linux::netlink::{Bridge, RouteSocket};
 use gantry_linux::nft;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -102,6 +102,8 @@ fn new_record(settings: &Settings, name: &str, driver: &str) -> Result<Record> {
         driver: driver.into(),
         bridge,
         subnet: None,
+        ipv6: None,
+        parent: None,
         gateway: None,
         range: None,
         auxiliary: BTreeMap::new(),
@@ -144,6 +146,23 @@ fn used_subnets_but<'a>(
         add(r.interface, r.destination, r.prefix_len);
     }
     Ok(used)
+}
+
+/// Every IPv6 subnet that an address or route of the host uses.
+pub(crate) fn used_subnets6() -> Result<Vec<Ipv6Net>> {
+    let context = || "reading the host's addresses and routes".to_owned();
+    let mut socket = RouteSocket::open().context(context)?;
+    let addresses = socket.addresses().context(context)?;
+    let addresses = addresses.iter().map(|a| (a.address, a.prefix_len));
+    let routes = socket.ipv6_routes().context(context)?;
+    let routes = routes.iter().map(|r| (r.destination, r.prefix_len));
+    let net = |(address, prefix_len): (IpAddr, u8)| match address {
+        IpAddr::V6(address) if prefix_len > 0 && !address.is_unicast_link_local() => {
+            Ipv6Net::new(address, prefix_len).ok().map(|n| n.trunc())
+        }
+        _ => None,
+    };
+    Ok(addresses.chain(routes).filter_map(net).collect())
 }
 
 /// Whether an older interface has an address in the bridge's subnet.
@@ -190,12 +209,30 @@ pub(crate) fn settle(record: &Record) -> Result<()> {
             .context(context)?,
     }
     let index = socket.index(name).context(context)?;
+    let six = record.ipv6;
     for a in socket.addresses().context(context)? {
-        if a.interface == index && a.address.is_ipv4() && a.address != IpAddr::V4(gateway) {
+        let ours = match a.address {
+            IpAddr::V4(address) => address == gateway,
+            // Link-local ones are the kernel's.
+            IpAddr::V6(address) => {
+                address.is_unicast_link_local() || six.is_some_and(|s| s.gateway == address)
+            }
+        };
+        if a.interface == index && !ours {
             socket
                 .remove_address(index, a.address, a.prefix_len)
                 .context(context)?;
         }
+    }
+    if let Some(six) = six {
+        for (key, value) in [("disable_ipv6", "0"), ("accept_ra", "0")] {
+            set_sysctl(&format!("ipv6/conf/{name}/{key}"), value).context(context)?;
+        }
+        socket
+            .add_address(index, six.gateway.into(), six.subnet.prefix_len())
+            .context(context)?;
+        // Nobody routes IPv6 on a host unless told. It is told here, and as long as the kernel runs.
+        set_sysctl("ipv6/conf/all/forwarding", "1").context(context)?;
     }
     socket
         .add_address(index, gateway.into(), subnet.prefix_len())

@@ -3,9 +3,9 @@
 //! Addresses are handed out in sequence behind the last one, so that an address that was just given back comes last: peers that
 //! still hold it in a cache do not talk to a stranger.
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Addresses of one network.
 #[derive(Debug, Clone)]
@@ -113,6 +113,72 @@ impl Pool {
         self.subnet.contains(&address)
             && Some(address) != self.gateway
             && (small || (address != self.subnet.network() && address != self.subnet.broadcast()))
+    }
+}
+
+/// IPv6 addresses of one network: handed out in sequence behind the last one. A subnet is never used up.
+#[derive(Debug, Clone)]
+pub struct Pool6 {
+    subnet: Ipv6Net,
+    range: Ipv6Net,
+    gateway: Ipv6Addr,
+    leases: BTreeMap<Ipv6Addr, String>,
+    cursor: u128,
+}
+
+impl Pool6 {
+    pub fn new(subnet: Ipv6Net, range: Option<Ipv6Net>, gateway: Ipv6Addr) -> Self {
+        let range = range.filter(|r| subnet.contains(r)).unwrap_or(subnet);
+        Self {
+            subnet: subnet.trunc(),
+            range: range.trunc(),
+            gateway,
+            leases: BTreeMap::new(),
+            cursor: range.network().into(),
+        }
+    }
+
+    /// The wanted address, or the next free one. Asked for again by its owner, the wanted one is given again.
+    pub fn lease(&mut self, owner: &str, wanted: Option<Ipv6Addr>) -> Result<Ipv6Addr, Refusal> {
+        let address = match wanted {
+            Some(address) if !self.usable(address) => return Err(Refusal::Outside),
+            Some(address) => match self.leases.get(&address) {
+                Some(holder) if holder != owner => return Err(Refusal::Taken),
+                _ => address,
+            },
+            None => {
+                let found = self.next_free().ok_or(Refusal::Exhausted)?;
+                self.cursor = u128::from(found).wrapping_add(1);
+                found
+            }
+        };
+        self.leases.insert(address, owner.to_owned());
+        Ok(address)
+    }
+
+    pub fn release(&mut self, owner: &str) {
+        self.leases.retain(|_, holder| holder != owner);
+    }
+
+    fn next_free(&self) -> Option<Ipv6Addr> {
+        let (first, last) = (
+            u128::from(self.range.network()),
+            u128::from(self.range.broadcast()),
+        );
+        let begin = self.cursor.clamp(first, last);
+        (begin..=last)
+            .chain(first..begin)
+            // Every lease, the gateway and the subnet's own address may be in the way, nothing else.
+            .take(self.leases.len() + 3)
+            .map(Ipv6Addr::from)
+            .find(|a| self.usable(*a) && !self.leases.contains_key(a))
+    }
+
+    fn usable(&self, address: Ipv6Addr) -> bool {
+        // The subnet's first address is that of its routers (RFC 4291, 2.6.1).
+        self.subnet.contains(&address)
+            && address != self.gateway
+            && address != self.subnet.network()
     }
 }
 
@@ -227,6 +293,33 @@ mod tests {
             Some(net("10.9.0.0/30"))
         );
         assert_eq!(choose_subnet(net("10.9.0.0/16"), &[net("0.0.0.0/0")]), None);
+    }
+
+    #[test]
+    fn ipv6_in_sequence_and_static() {
+        let mut pool = Pool6::new(
+            "fd00::/64".parse().unwrap(),
+            None,
+            "fd00::1".parse().unwrap(),
+        );
+        let ip = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+        assert_eq!(pool.lease("a", None), Ok(ip("fd00::2")));
+        assert_eq!(pool.lease("b", Some(ip("fd00::3"))), Ok(ip("fd00::3")));
+        assert_eq!(pool.lease("c", None), Ok(ip("fd00::4")));
+        assert_eq!(pool.lease("c", Some(ip("fd00::3"))), Err(Refusal::Taken));
+        for outside in ["fd00::", "fd00::1", "fd01::2"] {
+            assert_eq!(pool.lease("c", Some(ip(outside))), Err(Refusal::Outside));
+        }
+        pool.release("a");
+        assert_eq!(pool.lease("d", None), Ok(ip("fd00::5")));
+        // A small range goes round and runs out.
+        let range = Some("fd00::8/126".parse().unwrap());
+        let mut pool = Pool6::new("fd00::/64".parse().unwrap(), range, ip("fd00::1"));
+        let got: Vec<_> = (0..5).map(|n| pool.lease(&n.to_string(), None)).collect();
+        assert_eq!(got[3], Ok(ip("fd00::b")));
+        assert_eq!(got[4], Err(Refusal::Exhausted));
+        pool.release("1");
+        assert_eq!(pool.lease("x", None), Ok(ip("fd00::9")));
     }
 
     proptest! {

@@ -32,6 +32,7 @@ mod host;
 pub mod ipam;
 mod live;
 mod names;
+mod parent;
 mod ports;
 pub mod rules;
 
@@ -40,11 +41,11 @@ pub use live::Namespace;
 use gantry_base::db::{Batch, Db};
 use gantry_base::{Error, ErrorKind, Result, ResultExt};
 use gantry_linux::nft;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use rules::Forwarding;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -88,6 +89,11 @@ pub struct Record {
     pub gateway: Option<Ipv4Addr>,
     pub mtu: u32,
     pub internal: bool,
+    #[serde(default)]
+    pub ipv6: Option<Ipv6>,
+    /// macvlan and ipvlan: whose wire the containers share.
+    #[serde(default)]
+    pub parent: Option<Parent>,
     /// Part of the subnet that addresses are chosen from.
     #[serde(default)]
     pub range: Option<ipnet::Ipv4Net>,
@@ -99,7 +105,32 @@ pub struct Record {
     pub options: BTreeMap<String, String>,
 }
 
+/// The IPv6 side of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6 {
+    pub subnet: Ipv6Net,
+    pub gateway: Ipv6Addr,
+    #[serde(default)]
+    pub range: Option<Ipv6Net>,
+}
+
+/// An interface of the host whose wire containers share with interfaces of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    pub interface: String,
+    pub ipvlan: bool,
+    /// The kernel's number.
+    pub mode: u16,
+    /// Made by us, because none was named: leads nowhere and goes with the network.
+    pub own: bool,
+}
+
 impl Record {
+    /// `com.docker.network.bridge.enable_icc=false`: the containers do not reach each other.
+    pub fn isolates(&self) -> bool {
+        let icc = self.options.get("com.docker.network.bridge.enable_icc");
+        icc.is_some_and(|text| text == "false")
+    }
     /// `bridge`, `host` and `none`: they are always there.
     pub fn is_predefined(&self) -> bool {
         is_predefined(&self.name)
@@ -115,6 +146,11 @@ pub struct CreateNetwork {
     pub subnet: Option<ipnet::Ipv4Net>,
     pub range: Option<ipnet::Ipv4Net>,
     pub gateway: Option<Ipv4Addr>,
+    /// With IPv6; a subnet that is not named is chosen.
+    pub ipv6: bool,
+    pub subnet6: Option<Ipv6Net>,
+    pub range6: Option<Ipv6Net>,
+    pub gateway6: Option<Ipv6Addr>,
     pub auxiliary: BTreeMap<String, Ipv4Addr>,
     pub internal: bool,
     pub labels: BTreeMap<String, String>,
@@ -135,12 +171,36 @@ pub struct Endpoint {
     pub gateway: Option<Ipv4Addr>,
     pub mac: [u8; 6],
     pub mtu: u32,
+    #[serde(default)]
+    pub ipv6: Option<Endpoint6>,
+    /// macvlan and ipvlan: instead of a pair and a bridge.
+    #[serde(default)]
+    pub parent: Option<Parent>,
+    /// Does not reach the others on its bridge.
+    #[serde(default)]
+    pub isolated: bool,
+}
+
+/// The IPv6 side of an [`Endpoint`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint6 {
+    pub address: Ipv6Addr,
+    pub prefix_len: u8,
+    pub gateway: Option<Ipv6Addr>,
 }
 
 impl Endpoint {
     /// Every address with its prefix length.
     pub fn addresses(&self) -> impl Iterator<Item = (IpAddr, u8)> + use<> {
-        [(IpAddr::V4(self.address), self.prefix_len)].into_iter()
+        let six = self.ipv6.map(|e| (IpAddr::V6(e.address), e.prefix_len));
+        std::iter::once((IpAddr::V4(self.address), self.prefix_len)).chain(six)
+    }
+
+    /// Where the default routes lead.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let four = self.gateway.map(IpAddr::V4);
+        let six = self.ipv6.and_then(|e| e.gateway).map(IpAddr::V6);
+        four.into_iter().chain(six)
     }
 }
 
@@ -197,8 +257,9 @@ struct State {
 
 struct Network {
     record: Record,
-    /// Only bridges hand out addresses.
+    /// `host` and `none` hand out no addresses.
     pool: Option<ipam::Pool>,
+    pool6: Option<ipam::Pool6>,
 }
 
 impl Network {
@@ -211,7 +272,23 @@ impl Network {
             }
             pool
         });
-        Self { record, pool }
+        let pool6 = record
+            .ipv6
+            .map(|six| ipam::Pool6::new(six.subnet, six.range, six.gateway));
+        Self {
+            record,
+            pool,
+            pool6,
+        }
+    }
+
+    fn release(&mut self, container: &str) {
+        if let Some(pool) = &mut self.pool {
+            pool.release(container);
+        }
+        if let Some(pool) = &mut self.pool6 {
+            pool.release(container);
+        }
     }
 }
 
@@ -265,6 +342,7 @@ impl Networks {
         for network in state.networks.values() {
             host::settle(&network.record)?;
             host::route_loopback(&network.record)?;
+            parent::settle(&network.record)?;
         }
         host::switch_forwarding_on()?;
         state.write_accepts(&settings);
@@ -302,7 +380,8 @@ impl Networks {
             let made = state
                 .write_table(&self.0.settings)
                 .and_then(|()| host::settle(&record))
-                .and_then(|()| host::route_loopback(&record));
+                .and_then(|()| host::route_loopback(&record))
+                .and_then(|()| parent::settle(&record));
             if let Err(error) = made {
                 state.forget(&self.0.settings, &record);
                 return Err(error);
@@ -362,6 +441,7 @@ impl Networks {
         container: &str,
         network: &str,
         wanted: Option<Ipv4Addr>,
+        wanted6: Option<Ipv6Addr>,
         mac: Option<[u8; 6]>,
     ) -> Result<Endpoint> {
         let mut state = self.state();
@@ -378,12 +458,18 @@ impl Networks {
                 "this node has {ENDPOINTS} connected containers, which is its limit"
             )));
         }
-        let (Some(bridge), Some(subnet)) = (record.bridge.clone(), record.subnet) else {
+        let Some(subnet) = record.subnet else {
             return Err(Error::invalid(format!(
                 "container cannot be connected to {} network",
                 record.name
             )));
         };
+        if wanted6.is_some() && record.ipv6.is_none() {
+            return Err(Error::invalid(format!(
+                "invalid endpoint settings:\nno IPv6 subnet is configured for network {}",
+                record.name
+            )));
+        }
         if wanted.is_some() && record.name == "bridge" {
             return Err(Error::invalid(
                 "user specified IP address is supported on user defined networks only",
@@ -395,18 +481,36 @@ impl Networks {
         let pool = network.pool.as_mut().expect("a subnet has a pool");
         let address = pool
             .lease(container, wanted)
-            .map_err(|refusal| no_address(refusal, &record, wanted))?;
+            .map_err(|refusal| no_address(refusal, &record, wanted.map(Into::into)))?;
+        let ipv6 = match (network.pool6.as_mut(), record.ipv6) {
+            (Some(pool), Some(six)) => match pool.lease(container, wanted6) {
+                Ok(address) => Some(Endpoint6 {
+                    address,
+                    prefix_len: six.subnet.prefix_len(),
+                    gateway: (!record.internal).then_some(six.gateway),
+                }),
+                Err(refusal) => {
+                    network.release(container);
+                    return Err(no_address(refusal, &record, wanted6.map(Into::into)));
+                }
+            },
+            _ => None,
+        };
+        let isolated = record.isolates();
         let endpoint = Endpoint {
             id,
             network_id: record.id,
             network_name: record.name,
-            bridge,
+            bridge: record.bridge.unwrap_or_default(),
             host_interface,
             address,
             prefix_len: subnet.prefix_len(),
             gateway: record.gateway.filter(|_| !record.internal),
             mac: mac.unwrap_or_else(|| ipam::mac(address)),
             mtu: record.mtu,
+            ipv6,
+            parent: record.parent,
+            isolated,
         };
         let all = state.endpoints.entry(container.to_owned()).or_default();
         all.push(endpoint.clone());
@@ -488,9 +592,8 @@ impl Networks {
                 state.endpoints.remove(container);
             }
         }
-        let network = state.networks.get_mut(&endpoint.network_id);
-        if let Some(pool) = network.and_then(|n| n.pool.as_mut()) {
-            pool.release(container);
+        if let Some(network) = state.networks.get_mut(&endpoint.network_id) {
+            network.release(container);
         }
     }
 
@@ -562,11 +665,14 @@ impl State {
     /// What a container had according to its record. What the network cannot give any more is left out.
     fn restore(&mut self, container: &str, endpoints: &[Endpoint], bindings: &[PortBinding]) {
         for endpoint in endpoints {
-            let pool = self
-                .networks
-                .get_mut(&endpoint.network_id)
-                .and_then(|n| n.pool.as_mut());
-            if !pool.is_some_and(|pool| pool.restore(container, endpoint.address)) {
+            let network = self.networks.get_mut(&endpoint.network_id);
+            let restored = network.is_some_and(|network| {
+                let four = network.pool.as_mut();
+                let six = endpoint.ipv6.zip(network.pool6.as_mut());
+                four.is_some_and(|pool| pool.restore(container, endpoint.address))
+                    && six.is_none_or(|(e, pool)| pool.lease(container, Some(e.address)).is_ok())
+            });
+            if !restored {
                 tracing::warn!(
                     container.id = container,
                     address = %endpoint.address,
@@ -605,7 +711,10 @@ impl State {
                 request.name
             )));
         }
-        if !matches!(request.driver.as_str(), "" | "bridge" | "default") {
+        if !matches!(
+            request.driver.as_str(),
+            "" | "bridge" | "default" | "macvlan" | "ipvlan"
+        ) {
             return Err(Error::not_found(format!(
                 "could not find plugin {} in v1 plugin registry: plugin not found",
                 request.driver
@@ -675,19 +784,15 @@ impl State {
                 "a network can have at most {AUXILIARY} auxiliary addresses"
             )));
         }
-        let icc = request.options.get("com.docker.network.bridge.enable_icc");
-        if icc.is_some_and(|text| text == "false") {
-            return Err(Error::new(
-                ErrorKind::NotImplemented,
-                "networks whose containers cannot reach each other (enable_icc=false) are not part of this build yet",
-            ));
-        }
+        let ipv6 = request.ipv6.then(|| self.plan_ipv6(&request)).transpose()?;
         let mtu = match request.options.get("com.docker.network.driver.mtu") {
             Some(text) => text
                 .parse()
                 .ok()
                 .filter(|mtu| (68..=65535).contains(mtu))
                 .ok_or_else(|| Error::invalid(format!("invalid mtu {text}")))?,
+            // The parent's.
+            None if matches!(request.driver.as_str(), "macvlan" | "ipvlan") => 0,
             None => host::MTU,
         };
         let taken = |name: &str| {
@@ -704,12 +809,20 @@ impl State {
                 break (id, bridge);
             }
         };
+        let parent = parent::plan(&request, &settings.instance, &id)?;
+        let driver = match parent {
+            Some(_) => request.driver.clone(),
+            None => "bridge".into(),
+        };
         Ok(Record {
             schema: SCHEMA,
             id,
             name: request.name,
-            driver: "bridge".into(),
-            bridge: Some(bridge),
+            driver,
+            bridge: parent.is_none().then_some(bridge),
+            ipv6,
+            // A network without a way out needs no parent of the host's.
+            parent,
             subnet: Some(subnet),
             gateway: Some(gateway),
             range: request.range,
@@ -722,10 +835,68 @@ impl State {
         })
     }
 
+    /// The subnet that is asked for, or a private one that nobody else can have (RFC 4193).
+    fn plan_ipv6(&self, request: &CreateNetwork) -> Result<Ipv6> {
+        let used: Vec<Ipv6Net> = self
+            .networks
+            .values()
+            .filter_map(|n| Some(n.record.ipv6?.subnet))
+            .chain(host::used_subnets6()?)
+            .collect();
+        let overlaps = |subnet: Ipv6Net| {
+            used.iter()
+                .any(|u| u.contains(&subnet) || subnet.contains(u))
+        };
+        let subnet = match request.subnet6 {
+            Some(subnet) if subnet != subnet.trunc() || subnet.prefix_len() > 126 => {
+                return Err(Error::invalid(format!(
+                    "invalid network config:\ninvalid subnet {subnet}: it should be {}, with room for a gateway and a container",
+                    subnet.trunc()
+                )));
+            }
+            Some(subnet) if overlaps(subnet) => {
+                return Err(Error::new(
+                    ErrorKind::Forbidden,
+                    "Pool overlaps with other one on this address space",
+                ));
+            }
+            Some(subnet) => subnet,
+            None => loop {
+                let random = u128::from_str_radix(&names::new_id()?[..14], 16).unwrap_or(1);
+                let address = Ipv6Addr::from((0xfd << 120) | (random << 64));
+                let subnet = Ipv6Net::new_assert(address, 64).trunc();
+                if !overlaps(subnet) {
+                    break subnet;
+                }
+            },
+        };
+        let gateway = match request.gateway6 {
+            Some(gateway) if !subnet.contains(&gateway) => {
+                return Err(Error::invalid(format!(
+                    "no matching subnet for gateway {gateway}"
+                )));
+            }
+            Some(gateway) => gateway,
+            None => Ipv6Addr::from(u128::from(subnet.network()) + 1),
+        };
+        if let Some(range) = request.range6
+            && !subnet.contains(&range)
+        {
+            return Err(Error::invalid(format!(
+                "invalid ip-range {range}: it is not part of subnet {subnet}"
+            )));
+        }
+        Ok(Ipv6 {
+            subnet,
+            gateway,
+            range: request.range6,
+        })
+    }
+
     /// Takes a network out of memory and off the host, as far as that goes.
     fn forget(&mut self, settings: &Settings, record: &Record) {
         self.networks.remove(&record.id);
-        if let Err(error) = host::remove_bridge(record) {
+        if let Err(error) = host::remove_bridge(record).and_then(|()| parent::remove(record)) {
             tracing::warn!(%error, network = record.name, "the bridge of a removed network is left");
         }
         if let Err(error) = self.write_table(settings) {
@@ -741,10 +912,8 @@ impl State {
     fn release(&mut self, settings: &Settings, container: &str) -> Result<Vec<Forwarding>> {
         self.ports.release(container);
         for endpoint in self.endpoints.remove(container).unwrap_or_default() {
-            if let Some(network) = self.networks.get_mut(&endpoint.network_id)
-                && let Some(pool) = &mut network.pool
-            {
-                pool.release(container);
+            if let Some(network) = self.networks.get_mut(&endpoint.network_id) {
+                network.release(container);
             }
         }
         let published = self.published.remove(container).unwrap_or_default();
@@ -812,7 +981,7 @@ fn first_host(subnet: Ipv4Net) -> Ipv4Addr {
     subnet.hosts().next().unwrap_or(subnet.network())
 }
 
-fn no_address(refusal: ipam::Refusal, record: &Record, wanted: Option<Ipv4Addr>) -> Error {
+fn no_address(refusal: ipam::Refusal, record: &Record, wanted: Option<IpAddr>) -> Error {
     let wanted = wanted.map(|a| a.to_string()).unwrap_or_default();
     match refusal {
         ipam::Refusal::Exhausted => Error::internal(format!(

@@ -5,7 +5,7 @@
 
 use crate::{Endpoint, Error, Networks, Result, ResultExt};
 use gantry_linux::namespace;
-use gantry_linux::netlink::{Inside, Interface, Netns, RouteSocket, Veth};
+use gantry_linux::netlink::{Address, Child, Inside, Interface, Netns, Route, RouteSocket, Veth};
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -58,6 +58,21 @@ impl Networks {
     pub fn join(&self, namespace: &Namespace, endpoint: &Endpoint) -> Result<()> {
         let context = || format!("joining network {}", endpoint.network_name);
         let mut host = RouteSocket::open().context(context)?;
+        if let Some(parent) = &endpoint.parent {
+            let taken = namespace.enter(|socket| socket.interfaces().context(context))?;
+            if locate(&taken, endpoint).is_none() {
+                host.create_child(&Child {
+                    kind: crate::parent::child_kind(parent),
+                    parent: &parent.interface,
+                    name: &free_name(&taken)?,
+                    netns: Netns::Fd(namespace.0.as_fd()),
+                    mac: (!parent.ipvlan).then_some(endpoint.mac),
+                    mtu: endpoint.mtu,
+                })
+                .context(context)?;
+            }
+            return namespace.enter(|socket| configure(socket, endpoint));
+        }
         if host.index(&endpoint.host_interface).is_err() {
             let taken = namespace.enter(|socket| socket.interfaces().context(context))?;
             let peer_name = free_name(&taken)?;
@@ -68,6 +83,7 @@ impl Networks {
                 master: Some(&endpoint.bridge),
                 peer_mac: Some(endpoint.mac),
                 mtu: endpoint.mtu,
+                isolated: endpoint.isolated,
             });
             made.context(context)?;
         }
@@ -86,9 +102,19 @@ impl Networks {
         others: &[Endpoint],
     ) -> Result<()> {
         let context = || format!("leaving network {}", endpoint.network_name);
-        RouteSocket::open()
-            .and_then(|mut host| host.delete_link(&endpoint.host_interface))
-            .context(context)?;
+        if endpoint.parent.is_some() {
+            namespace.enter(|socket| {
+                let found = socket.interfaces().context(context)?;
+                match locate(&found, endpoint) {
+                    Some(interface) => socket.delete_link(&interface.name).context(context),
+                    None => Ok(false),
+                }
+            })?;
+        } else {
+            RouteSocket::open()
+                .and_then(|mut host| host.delete_link(&endpoint.host_interface))
+                .context(context)?;
+        }
         match others.iter().find(|other| other.gateway.is_some()) {
             Some(other) => namespace.enter(|socket| configure(socket, other)),
             None => Ok(()),
@@ -100,36 +126,51 @@ impl Networks {
 fn configure(socket: &mut RouteSocket, endpoint: &Endpoint) -> Result<()> {
     let context = || format!("configuring network {}", endpoint.network_name);
     let found = socket.interfaces().context(context)?;
-    let Some(interface) = found.into_iter().find(|i| i.mac == endpoint.mac) else {
+    let Some(interface) = locate(&found, endpoint) else {
         return Err(Error::internal(format!(
             "the container's interface in network {} is gone",
             endpoint.network_name
         )));
     };
-    let has_address = socket
+    let have = socket.addresses().context(context)?;
+    let missing: Vec<(IpAddr, u8)> = endpoint
         .addresses()
-        .context(context)?
-        .iter()
-        .any(|a| a.interface == interface.index && a.address == IpAddr::V4(endpoint.address));
-    let has_default = socket
-        .ipv4_routes()
-        .context(context)?
-        .iter()
-        .any(|r| r.prefix_len == 0);
-    let address = [(IpAddr::V4(endpoint.address), endpoint.prefix_len)];
+        .filter(|(address, _)| {
+            let same = |a: &Address| a.interface == interface.index && a.address == *address;
+            !have.iter().any(same)
+        })
+        .collect();
+    let has_default = |routes: Vec<Route>| {
+        let mut main = routes.iter();
+        main.any(|r| r.prefix_len == 0 && r.interface.is_some_and(|i| i > 1))
+    };
+    let has_default = (
+        has_default(socket.ipv4_routes().context(context)?),
+        has_default(socket.ipv6_routes().context(context)?),
+    );
     let gateway: Vec<IpAddr> = endpoint
-        .gateway
-        .filter(|_| !has_default)
-        .map(Into::into)
-        .into_iter()
+        .gateways()
+        .filter(|gateway| match gateway {
+            IpAddr::V4(_) => !has_default.0,
+            IpAddr::V6(_) => !has_default.1,
+        })
         .collect();
     socket
         .configure_inside(&[Inside {
             name: &interface.name,
-            addresses: if has_address { &[] } else { &address },
+            addresses: &missing,
             gateways: &gateway,
         }])
         .context(context)
+}
+
+/// The interface of an endpoint among those of its container. In ipvlan they have their parent's address, and a container is at most once on
+/// one parent.
+fn locate<'a>(found: &'a [Interface], endpoint: &Endpoint) -> Option<&'a Interface> {
+    match &endpoint.parent {
+        Some(parent) if parent.ipvlan => found.iter().find(|i| i.kind == "ipvlan"),
+        _ => found.iter().find(|i| i.mac == endpoint.mac),
+    }
 }
 
 fn free_name(taken: &[Interface]) -> Result<String> {

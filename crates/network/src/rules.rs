@@ -338,7 +338,8 @@ impl Writer<'_> {
 
     fn forward<'a>(&mut self, networks: impl Iterator<Item = &'a Record>) {
         self.chain("to_bridge", None);
-        for bridge in networks.filter_map(|n| n.bridge.as_deref()) {
+        let open = networks.filter(|n| !n.isolates());
+        for bridge in open.filter_map(|n| n.bridge.as_deref()) {
             self.rule("to_bridge", &[&input(bridge), &output(bridge), &[accept()]]);
         }
         self.rule("to_bridge", &[&input_in(INTERNAL), &[drop()]]);
@@ -374,6 +375,15 @@ impl Writer<'_> {
                 expressions.extend(within(net));
                 expressions
             };
+            let from6 = |net: ipnet::Ipv6Net| {
+                vec![
+                    Expression::Meta(Meta::Protocol, A),
+                    Expression::Equal(A, vec![10]),
+                    Expression::Source6(A),
+                    Expression::Mask(A, net.netmask().octets().to_vec()),
+                    Expression::Equal(A, net.network().octets().to_vec()),
+                ]
+            };
             let elsewhere = [
                 Expression::Meta(Meta::OutputName, A),
                 Expression::NotEqual(A, interface_name(bridge)),
@@ -385,6 +395,12 @@ impl Writer<'_> {
                 .is_none_or(|text| text != "false");
             if !network.internal && wanted {
                 self.rule("postrouting", &[&from(subnet), &elsewhere, &masquerade]);
+                if let Some(six) = network.ipv6 {
+                    self.rule(
+                        "postrouting",
+                        &[&from6(six.subnet), &elsewhere, &masquerade],
+                    );
+                }
             }
             // A container that reaches a published port of its own network: the answer must come back this way.
             self.rule(

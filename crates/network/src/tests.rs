@@ -46,7 +46,10 @@ impl Node {
     }
     /// A container on the network with a server that answers every connection and datagram with its peer's address.
     fn container(&self, id: &str, network: &str, ports: &[PortRequest]) -> Container {
-        let endpoint = self.networks.connect(id, network, None, None).unwrap();
+        let endpoint = self
+            .networks
+            .connect(id, network, None, None, None)
+            .unwrap();
         let published = self.networks.reserve(id, id, &endpoint, ports).unwrap();
         let world = World::new();
         let mut socket = RouteSocket::open().unwrap();
@@ -135,6 +138,7 @@ impl World {
                 master,
                 peer_mac: None,
                 mtu: 0,
+                isolated: false,
             })
             .unwrap();
     }
@@ -252,7 +256,10 @@ fn the_table_as_nft_reads_it() {
         let node = Node::new("gantry", Firewall::Friendly);
         let target = Endpoint {
             address: Ipv4Addr::new(10, 88, 0, 2),
-            ..node.networks.connect("a", "bridge", None, None).unwrap()
+            ..node
+                .networks
+                .connect("a", "bridge", None, None, None)
+                .unwrap()
         };
         let binding = |host_ip, host_port, udp| PortBinding {
             udp,
@@ -638,9 +645,14 @@ fn a_running_container_joins_and_leaves() {
         let late = node.container("late", "bridge", &[]);
         assert_eq!(late.world.ask_in_vain(web.address()), None);
 
-        let taken = node.networks.connect("late", "other", Some(router), None);
+        let taken = node
+            .networks
+            .connect("late", "other", Some(router), None, None);
         assert_eq!(taken.unwrap_err().message(), "Address already in use");
-        let joined = node.networks.connect("late", "other", None, None).unwrap();
+        let joined = node
+            .networks
+            .connect("late", "other", None, None, None)
+            .unwrap();
         let file = late
             .world
             .run(|| File::open("/proc/thread-self/ns/net").unwrap());
@@ -665,7 +677,7 @@ fn a_running_container_joins_and_leaves() {
         assert_eq!(late.world.ask_in_vain(web.address()), None);
         assert!(
             node.networks
-                .connect("next", "other", Some(joined.address), None)
+                .connect("next", "other", Some(joined.address), None, None)
                 .is_ok()
         );
     });
@@ -827,10 +839,10 @@ fn a_new_daemon_takes_over_what_lives_and_repairs_what_was_broken() {
         assert!(lan.ask(at("198.51.100.1", web.port(0))).is_some());
         assert!(!output("nft", "list table inet gantry").contains(&gone.port(0).to_string()));
         // The address of the living one is not given to anybody else.
-        let next = again.connect("new", "bridge", None, None).unwrap();
+        let next = again.connect("new", "bridge", None, None, None).unwrap();
         assert_ne!(next.address, web.endpoint.address);
         assert_eq!(
-            again.connect("web", "bridge", None, None).unwrap().id,
+            again.connect("web", "bridge", None, None, None).unwrap().id,
             web.endpoint.id
         );
         // Its port is ours, and the words say so.
@@ -905,7 +917,11 @@ fn how_long_it_takes() {
             };
             let (mut endpoint, mut published) = (None, None);
             step("1 connect", &mut || {
-                endpoint = Some(node.networks.connect(&id, "bridge", None, None).unwrap());
+                endpoint = Some(
+                    node.networks
+                        .connect(&id, "bridge", None, None, None)
+                        .unwrap(),
+                );
             });
             let endpoint = endpoint.unwrap();
             step("2 reserve", &mut || {

@@ -432,6 +432,25 @@ fn new_user(linux: &Linux) -> bool {
 }
 
 fn make_link(link: &Link, pid: i32) -> Result<(), Failure> {
+    if let Some(parent) = &link.parent {
+        let child = netlink::Child {
+            kind: match parent.ipvlan {
+                true => netlink::ChildKind::Ipvlan(parent.mode),
+                false => netlink::ChildKind::Macvlan(u32::from(parent.mode)),
+            },
+            parent: &parent.interface,
+            name: &link.name,
+            netns: netlink::Netns::Pid(pid as _),
+            mac: (!parent.ipvlan).then_some(link.mac),
+            mtu: link.mtu,
+        };
+        return netlink::RouteSocket::open()
+            .and_then(|mut socket| socket.create_child(&child))
+            .map_err(|e| {
+                let parent = &parent.interface;
+                Failure::new(128, format!("making an interface on {parent}: {e}"))
+            });
+    }
     netlink::create_veth(&netlink::Veth {
         host_name: &link.host_name,
         peer_name: &link.name,
@@ -439,6 +458,7 @@ fn make_link(link: &Link, pid: i32) -> Result<(), Failure> {
         master: (!link.bridge.is_empty()).then_some(link.bridge.as_str()),
         peer_mac: Some(link.mac),
         mtu: link.mtu,
+        isolated: link.isolated,
     })
     .map_err(|e| Failure::new(128, format!("making interface {}: {e}", link.host_name)))
 }

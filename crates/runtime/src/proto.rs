@@ -180,10 +180,26 @@ pub struct Link {
     /// Name inside, e.g. `eth0`.
     pub name: String,
     pub bridge: String,
+    /// On a bridge: reaches the bridge and what is behind it, not its other isolated ports.
+    #[serde(default)]
+    pub isolated: bool,
+    /// Instead of a pair and a bridge: shares the wire of an interface of the host.
+    #[serde(default)]
+    pub parent: Option<Parent>,
     pub mac: [u8; 6],
     pub mtu: u32,
     pub addresses: Vec<(IpAddr, u8)>,
     pub gateways: Vec<IpAddr>,
+}
+
+/// The interface of the host that a macvlan or ipvlan [`Link`] shares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    pub interface: String,
+    /// `macvlan` or `ipvlan`.
+    pub ipvlan: bool,
+    /// The kernel's number.
+    pub mode: u16,
 }
 
 /// A published port that the supervisor guards (so that conflicts show) and forwards in user space for

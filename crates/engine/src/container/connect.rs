@@ -181,17 +181,21 @@ impl Engine {
             .ipam_config
             .as_ref()
             .and_then(|ipam| ipam.ipv4_address.parse().ok());
+        let wanted6 = settings
+            .ipam_config
+            .as_ref()
+            .and_then(|ipam| ipam.ipv6_address.parse().ok());
         let mac = match settings.mac_address.as_str() {
             "" => None,
             text => Some(validate::mac_address(text)?),
         };
         let networks = &self.0.networks;
         if let (Some(had), None) = (had, wanted)
-            && let Ok(endpoint) = networks.connect(container, network, Some(had), mac)
+            && let Ok(endpoint) = networks.connect(container, network, Some(had), wanted6, mac)
         {
             return Ok(endpoint);
         }
-        networks.connect(container, network, wanted, mac)
+        networks.connect(container, network, wanted, wanted6, mac)
     }
 
     /// Finishes what a crash interrupted: networks that a running container joined after its start. The one it started with needs

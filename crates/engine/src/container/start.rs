@@ -179,7 +179,11 @@ impl Engine {
             ports: endpoints.first().map_or_else(Vec::new, |endpoint| {
                 let forward = |binding: &PortBinding| Forward {
                     udp: binding.udp,
-                    target: SocketAddr::new(endpoint.address.into(), binding.container_port),
+                    // Within a family the container sees no translation.
+                    target: match endpoint.ipv6.filter(|_| binding.host_ip.is_ipv6()) {
+                        Some(six) => SocketAddr::new(six.address.into(), binding.container_port),
+                        None => SocketAddr::new(endpoint.address.into(), binding.container_port),
+                    },
                 };
                 record.ports.iter().map(forward).collect()
             }),
@@ -448,6 +452,10 @@ impl Engine {
         let Some(endpoint) = endpoint else {
             return Ok(Vec::new());
         };
+        if endpoint.parent.is_some() {
+            // It is on the wire with every port (Docker publishes nothing there either).
+            return Ok(Vec::new());
+        }
         let requests = validate::ports(&record.config, &record.host_config)?;
         if requests.is_empty() {
             return Ok(Vec::new());
@@ -551,15 +559,16 @@ pub(super) fn link(number: usize, endpoint: &Endpoint) -> Link {
         host_name: endpoint.host_interface.clone(),
         name: format!("eth{number}"),
         bridge: endpoint.bridge.clone(),
+        isolated: endpoint.isolated,
+        parent: endpoint.parent.as_ref().map(|parent| proto::Parent {
+            interface: parent.interface.clone(),
+            ipvlan: parent.ipvlan,
+            mode: parent.mode,
+        }),
         mac: endpoint.mac,
         mtu: endpoint.mtu,
-        addresses: vec![(endpoint.address.into(), endpoint.prefix_len)],
-        gateways: endpoint
-            .gateway
-            .filter(|_| number == 0)
-            .map(Into::into)
-            .into_iter()
-            .collect(),
+        addresses: endpoint.addresses().collect(),
+        gateways: endpoint.gateways().filter(|_| number == 0).collect(),
     }
 }
 

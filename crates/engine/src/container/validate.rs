@@ -647,13 +647,13 @@ pub(crate) fn network(
                 "network-scoped alias is supported only for containers in user defined networks"
             );
         }
-        if endpoint
+        let wanted6 = endpoint
             .ipam_config
             .as_ref()
-            .is_some_and(|ipam| !ipam.ipv6_address.is_empty())
-        {
+            .map_or("", |ipam| ipam.ipv6_address.as_str());
+        if !wanted6.is_empty() && wanted6.parse::<std::net::Ipv6Addr>().is_err() {
             refuse!(
-                "invalid config for network {name}: IPv6 addresses are not supported in container networks"
+                "invalid config for network {name}: invalid endpoint settings:\ninvalid IPv6 address: {wanted6}"
             );
         }
     }

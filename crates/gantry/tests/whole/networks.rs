@@ -223,9 +223,6 @@ fn auxiliary_addresses_and_options() {
             .contains("no matching subnet for aux-address 10.9.9.9"),
         "{outside}"
     );
-    let icc = create(&["-o", "com.docker.network.bridge.enable_icc=false", "no"]);
-    assert!(icc.fails(1).contains("enable_icc=false"), "{icc}");
-
     let rules = |world: &World| {
         let mut nft = world.enter("nft");
         run(nft.args(["list", "ruleset"]), None).ok()
@@ -244,4 +241,264 @@ fn auxiliary_addresses_and_options() {
         "{}",
         rules(&world)
     );
+}
+
+/// A container that serves a page on port 80 over both families.
+fn server(world: &World, name: &str, words: &[&str]) {
+    let head = ["run", "-d", "--name", name];
+    let tail = ["busybox", "httpd", "-f", "-p", "80", "-h", "/www"];
+    world.docker(&[&head[..], words, &tail].concat()).ok();
+}
+
+fn fetches(world: &World, client: &str, url: &str) -> bool {
+    let words = ["exec", client, "timeout", "2", "wget", "-qO-", url];
+    world.docker(&words).code == 0
+}
+
+#[test]
+fn networks_with_ipv6() {
+    let mut world = busybox();
+    let create = [
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "10.200.0.0/24",
+        "--subnet",
+        "2001:db8:7::/64",
+        "six",
+    ];
+    world.docker(&create).ok();
+    server(
+        &world,
+        "web",
+        &[
+            "--network",
+            "six",
+            "--ip6",
+            "2001:db8:7::80",
+            "-p",
+            "[::]:8080:80",
+        ],
+    );
+    server(&world, "client", &["--network", "six"]);
+    let format = "{{range .NetworkSettings.Networks}}{{.GlobalIPv6Address}}/{{.GlobalIPv6PrefixLen}} {{.IPv6Gateway}}{{end}}";
+    let shown = world.docker(&["inspect", "-f", format, "web"]).ok();
+    assert_eq!(shown, "2001:db8:7::80/64 2001:db8:7::1");
+    let format = "{{.EnableIPv6}} {{range .IPAM.Config}}{{.Subnet}} {{.Gateway}} {{end}}{{range .Containers}}{{.IPv6Address}} {{end}}";
+    let shown = world
+        .docker(&["network", "inspect", "-f", format, "six"])
+        .ok();
+    assert!(
+        shown.starts_with("true 10.200.0.0/24 10.200.0.1 2001:db8:7::/64 2001:db8:7::1 "),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("2001:db8:7::80/64") && shown.contains("2001:db8:7::2/64"),
+        "{shown}"
+    );
+    assert!(fetches(&world, "client", "http://[2001:db8:7::80]/"));
+    // By name, the host by its gateway, and the port that is published on every IPv6 address.
+    let name = world
+        .docker(&["exec", "client", "nslookup", "-type=aaaa", "web"])
+        .ok();
+    assert!(name.contains("2001:db8:7::80"), "{name}");
+    let reverse = world
+        .docker(&["exec", "client", "nslookup", "2001:db8:7::80"])
+        .ok();
+    assert!(reverse.contains("web.six"), "{reverse}");
+    let hosts = world.docker(&["exec", "web", "cat", "/etc/hosts"]).ok();
+    assert!(hosts.contains("2001:db8:7::80\t"), "{hosts}");
+    assert!(fetches(&world, "client", "http://[2001:db8:7::1]:8080/"));
+    let mut curl = world.enter("curl");
+    assert_eq!(
+        run(curl.args(["-s", "http://[::1]:8080/"]), None).ok(),
+        "ok"
+    );
+    // Out of the host: the sender is the host's own address there.
+    let script = "ip link add out type veth peer name beyond && ip addr add 2001:db8:9::1/64 dev out nodad && ip link set out up";
+    run(world.enter("sh").args(["-c", script]), None).ok();
+    assert!(fetches(&world, "client", "http://[2001:db8:9::1]:8080/"));
+    let mut nft = world.enter("nft");
+    let rules = run(nft.args(["list", "ruleset"]), None).ok();
+    assert!(
+        rules.contains("ip6 saddr 2001:db8:7::/64 oifname != "),
+        "{rules}"
+    );
+
+    let taken = world.docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "six",
+        "--ip6",
+        "2001:db8:7::80",
+        "busybox",
+        "true",
+    ]);
+    assert!(
+        taken.fails(125).contains("Address already in use"),
+        "{taken}"
+    );
+    world
+        .docker(&["network", "create", "--ipv6", "chosen"])
+        .ok();
+    let format = "{{range .IPAM.Config}}{{.Subnet}} {{end}}";
+    let chosen = world
+        .docker(&["network", "inspect", "-f", format, "chosen"])
+        .ok();
+    assert!(
+        chosen.contains(" fd") && chosen.contains("::/64"),
+        "{chosen}"
+    );
+    // A running container joins one, and the daemon's end changes nothing.
+    world
+        .docker(&["network", "connect", "chosen", "client"])
+        .ok();
+    let own = ["exec", "client", "ip", "-6", "addr", "show", "eth1"];
+    assert!(world.docker(&own).ok().contains("inet6 fd"));
+    world.kill();
+    world.up();
+    assert!(fetches(&world, "client", "http://[2001:db8:7::80]/"));
+    run(world.enter("ip").args(["link", "del", "out"]), None).ok();
+    server(&world, "after", &["--network", "six"]);
+    let shown = world
+        .docker(&["exec", "after", "ip", "-6", "addr", "show", "eth0"])
+        .ok();
+    assert!(shown.contains("2001:db8:7::3/64"), "{shown}");
+}
+
+#[test]
+fn containers_that_must_not_reach_each_other() {
+    let world = busybox();
+    let option = "com.docker.network.bridge.enable_icc=false";
+    let create = [
+        "network",
+        "create",
+        "--subnet",
+        "10.200.0.0/24",
+        "-o",
+        option,
+        "apart",
+    ];
+    world.docker(&create).ok();
+    server(
+        &world,
+        "web",
+        &["--network", "apart", "--ip", "10.200.0.80", "-p", "8080:80"],
+    );
+    server(&world, "client", &["--network", "apart"]);
+    assert!(!fetches(&world, "client", "http://10.200.0.80/"));
+    let mut curl = world.enter("curl");
+    assert_eq!(
+        run(curl.args(["-s", "http://10.200.0.1:8080/"]), None).ok(),
+        "ok"
+    );
+    let mut curl = world.enter("curl");
+    assert_eq!(
+        run(curl.args(["-s", "http://10.200.0.80/"]), None).ok(),
+        "ok"
+    );
+}
+
+#[test]
+fn containers_on_the_wire_of_the_host() {
+    let mut world = busybox();
+    // A wire: what is sent into one end comes out at the other.
+    let script = "ip link add wire type veth peer name far && ip link set wire up && ip link set far up && ip addr add 10.210.0.1/24 dev far";
+    run(world.enter("sh").args(["-c", script]), None).ok();
+    let create = |driver: &str, words: &[&str]| {
+        let head = ["network", "create", "-d", driver];
+        world.docker(&[&head[..], words].concat())
+    };
+    let made = create(
+        "macvlan",
+        &["--subnet", "10.210.0.0/24", "-o", "parent=wire", "mac"],
+    );
+    // The far end of the wire is in the same namespace here, and its route is in the way.
+    assert!(made.fails(1).contains("Pool overlaps"), "{made}");
+    run(
+        world.enter("ip").args(["addr", "flush", "dev", "far"]),
+        None,
+    )
+    .ok();
+    create(
+        "macvlan",
+        &["--subnet", "10.210.0.0/24", "-o", "parent=wire", "mac"],
+    )
+    .ok();
+    run(
+        world
+            .enter("ip")
+            .args(["addr", "add", "10.210.0.1/24", "dev", "far"]),
+        None,
+    )
+    .ok();
+    server(&world, "web", &["--network", "mac", "--ip", "10.210.0.80"]);
+    server(&world, "client", &["--network", "mac"]);
+    assert!(fetches(&world, "client", "http://web/"));
+    let mut curl = world.enter("curl");
+    assert_eq!(
+        run(curl.args(["-s", "http://10.210.0.80/"]), None).ok(),
+        "ok"
+    );
+    let kind = world.docker(&[
+        "network",
+        "inspect",
+        "-f",
+        "{{.Driver}} {{.Options}}",
+        "mac",
+    ]);
+    assert_eq!(kind.ok(), "macvlan map[parent:wire]");
+
+    for (driver, words, why) in [
+        (
+            "macvlan",
+            &["-o", "parent=nowhere", "no"],
+            "invalid parent interface nowhere: it does not exist",
+        ),
+        (
+            "macvlan",
+            &["-o", "macvlan_mode=odd", "no"],
+            "requested macvlan mode 'odd' is not valid",
+        ),
+    ] {
+        let refused = create(driver, words);
+        assert!(refused.fails(1).contains(why), "{refused}");
+    }
+    let ipvlan = create(
+        "ipvlan",
+        &["--subnet", "10.211.0.0/24", "-o", "parent=wire", "ipv"],
+    );
+    if ipvlan.code == 0 {
+        server(&world, "ip1", &["--network", "ipv", "--ip", "10.211.0.80"]);
+        server(&world, "ip2", &["--network", "ipv"]);
+        assert!(fetches(&world, "ip2", "http://10.211.0.80/"));
+    } else {
+        assert!(
+            ipvlan.fails(1).contains("this host's kernel has no ipvlan"),
+            "{ipvlan}"
+        );
+    }
+    // Without a parent they see each other alone; joined and left while it runs, and after the daemon's end.
+    create("macvlan", &["--subnet", "10.212.0.0/24", "alone"]).ok();
+    server(
+        &world,
+        "hermit",
+        &["--network", "alone", "--ip", "10.212.0.80"],
+    );
+    world
+        .docker(&["network", "connect", "alone", "client"])
+        .ok();
+    assert!(fetches(&world, "client", "http://10.212.0.80/"));
+    world.kill();
+    world.up();
+    assert!(fetches(&world, "client", "http://10.212.0.80/"));
+    world
+        .docker(&["network", "disconnect", "alone", "client"])
+        .ok();
+    assert!(!fetches(&world, "client", "http://10.212.0.80/"));
+    world.docker(&["rm", "-f", "hermit"]).ok();
+    world.docker(&["network", "rm", "alone"]).ok();
+    run(world.enter("ip").args(["link", "del", "wire"]), None).ok();
 }

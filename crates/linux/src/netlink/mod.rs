@@ -12,7 +12,7 @@ pub mod route;
 pub mod wire;
 
 pub use route::{
-    Address, Bridge, Inside, Interface, Netns, Route, Socket as RouteSocket, Veth,
-    configure_inside, create_veth,
+    Address, Bridge, Child, ChildKind, Inside, Interface, Netns, Route, Socket as RouteSocket,
+    Veth, configure_inside, create_veth,
 };
 pub use wire::Error;

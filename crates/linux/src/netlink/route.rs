@@ -32,6 +32,10 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_LINK: u16 = 5;
+/// The same number for macvlan and ipvlan.
+const IFLA_CHILD_MODE: u16 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
@@ -80,6 +84,28 @@ pub struct Veth<'a> {
     pub peer_mac: Option<[u8; 6]>,
     /// 0 leaves the kernel's default.
     pub mtu: u32,
+    /// The host's side exchanges nothing with other isolated ports of its bridge.
+    pub isolated: bool,
+}
+
+/// An interface that shares a parent's wire, born inside another namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Child<'a> {
+    pub kind: ChildKind,
+    pub parent: &'a str,
+    pub name: &'a str,
+    pub netns: Netns<'a>,
+    /// Not for ipvlan, which has its parent's.
+    pub mac: Option<[u8; 6]>,
+    pub mtu: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildKind {
+    /// The kernel's `MACVLAN_MODE_…`.
+    Macvlan(u32),
+    /// The kernel's `IPVLAN_MODE_…`.
+    Ipvlan(u16),
 }
 
 /// What an interface gets inside of a container's namespace.
@@ -189,9 +215,49 @@ impl Socket {
             // bridge, which sends a frame back to where it came from only in this mode.
             batch.nest(IFLA_LINKINFO, |b| {
                 b.string(IFLA_INFO_SLAVE_KIND, "bridge");
-                b.nest(IFLA_INFO_SLAVE_DATA, |b| b.u8(IFLA_BRPORT_MODE, 1));
+                b.nest(IFLA_INFO_SLAVE_DATA, |b| {
+                    b.u8(IFLA_BRPORT_MODE, 1);
+                    if veth.isolated {
+                        b.u8(IFLA_BRPORT_ISOLATED, 1);
+                    }
+                });
             });
         }
+        self.0.execute(batch)
+    }
+
+    /// Makes a macvlan or ipvlan interface; `EOPNOTSUPP` where the kernel has no such kind.
+    pub fn create_child(&mut self, child: &Child<'_>) -> Result<()> {
+        check_name(child.name)?;
+        let parent = self.index(child.parent)?;
+        let mut batch = Batch::new();
+        batch.begin(
+            RTM_NEWLINK,
+            NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+            &link_header(0, 0, 0),
+        );
+        batch.string(IFLA_IFNAME, child.name);
+        batch.u32(IFLA_LINK, parent);
+        if child.mtu != 0 {
+            batch.u32(IFLA_MTU, child.mtu);
+        }
+        if let Some(mac) = child.mac {
+            batch.put(IFLA_ADDRESS, &mac);
+        }
+        match child.netns {
+            Netns::Pid(pid) => batch.put(IFLA_NET_NS_PID, &pid.to_ne_bytes()),
+            Netns::Fd(fd) => batch.put(IFLA_NET_NS_FD, &fd.as_raw_fd().to_ne_bytes()),
+        }
+        batch.nest(IFLA_LINKINFO, |b| match child.kind {
+            ChildKind::Macvlan(mode) => {
+                b.string(IFLA_INFO_KIND, "macvlan");
+                b.nest(IFLA_INFO_DATA, |b| b.u32(IFLA_CHILD_MODE, mode));
+            }
+            ChildKind::Ipvlan(mode) => {
+                b.string(IFLA_INFO_KIND, "ipvlan");
+                b.nest(IFLA_INFO_DATA, |b| b.u16(IFLA_CHILD_MODE, mode));
+            }
+        });
         self.0.execute(batch)
     }
 
@@ -309,9 +375,18 @@ impl Socket {
 
     /// Every IPv4 route but those of the local table.
     pub fn ipv4_routes(&mut self) -> Result<Vec<Route>> {
+        self.routes(AF_INET)
+    }
+
+    /// Every IPv6 route but those of the local table.
+    pub fn ipv6_routes(&mut self) -> Result<Vec<Route>> {
+        self.routes(AF_INET6)
+    }
+
+    fn routes(&mut self, family: u8) -> Result<Vec<Route>> {
         let mut batch = Batch::new();
         let mut header = [0; 12];
-        header[0] = AF_INET;
+        header[0] = family;
         batch.begin(RTM_GETROUTE, NLM_F_DUMP, &header);
         self.collect(&batch, RTM_NEWROUTE, route)
     }
@@ -627,6 +702,7 @@ mod tests {
                 master: Some("br0"),
                 peer_mac: Some([2, 0x42, 10, 9, 0, 2]),
                 mtu: 1400,
+                isolated: false,
             })
             .unwrap();
             eprintln!("create_veth {:?}", before.elapsed());
@@ -670,6 +746,7 @@ mod tests {
                 master: None,
                 peer_mac: None,
                 mtu: 0,
+                isolated: false,
             };
             assert_eq!(
                 socket.create_veth(&veth).unwrap_err().errno(),

@@ -219,6 +219,7 @@ fn add_expression(batch: &mut Batch, expression: &Expression) {
             );
         }),
         Expression::Source(register) => named("payload", &|b| payload(b, *register, 1, 12, 4)),
+        Expression::Source6(register) => named("payload", &|b| payload(b, *register, 1, 8, 16)),
         Expression::Destination(register) => named("payload", &|b| payload(b, *register, 1, 16, 4)),
         Expression::DestinationPort(register) => {
             named("payload", &|b| payload(b, *register, 2, 2, 2));

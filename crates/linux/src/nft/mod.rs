@@ -123,6 +123,8 @@ pub enum Expression {
     Meta(Meta, Register),
     /// IPv4 source address.
     Source(Register),
+    /// IPv6 source address: takes four registers.
+    Source6(Register),
     /// IPv4 destination address.
     Destination(Register),
     /// Destination port of TCP and UDP.
