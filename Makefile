@@ -29,6 +29,7 @@ test-long: ## kill -9 and lost-exit tests with many rounds: GANTRY_TEST_ROUNDS=1
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry --test whole -- true_under_load --nocapture
 	GANTRY_TEST_RACES=$${GANTRY_TEST_RACES:-10000} cargo test --locked --package gantry-runtime --test attacks_races -- --nocapture
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry-runtime --test crashes -- --include-ignored --nocapture
+	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry-runtime --test property -- --nocapture
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-200} cargo test --locked --package gantry-store --test faults -- kill_9
 
 test-guest: ## pure cgroup v2: the runtime on a Debian kernel in QEMU (10 s with KVM, a minute without)

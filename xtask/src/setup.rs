@@ -112,6 +112,11 @@ pub(crate) const TEST: &[Need] = &[
         what: What::Program("perl"),
         packages: &["perl-base"],
     },
+    // A program of another architecture.
+    Need {
+        what: What::Program("qemu-aarch64-static"),
+        packages: &["qemu-user-static"],
+    },
     Need {
         what: What::Program("podman"),
         packages: &["podman"],

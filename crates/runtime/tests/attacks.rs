@@ -31,6 +31,21 @@ mod number {
         ("clone3", 435, "0, 0", 38),
     ];
     pub(crate) const CLONE: i64 = 56;
+    /// What only the machine's owner may do to it.
+    pub(crate) const HARDWARE: [(&str, i64, &str); 12] = [
+        ("iopl", 172, "3"),
+        ("ioperm", 173, "0x60, 1, 1"),
+        ("settimeofday", 164, "0, 0"),
+        ("clock_settime", 227, "0, 0"),
+        ("reboot", 169, "0xfee1dead, 0x28121969, 0"),
+        ("swapon", 167, "0, 0"),
+        ("swapoff", 168, "0"),
+        ("acct", 163, "0"),
+        ("delete_module", 176, "0, 0"),
+        ("finit_module", 313, "0, 0, 0"),
+        ("kexec_file_load", 320, "0, 0, 0, 0, 0"),
+        ("quotactl", 179, "0, 0, 0, 0"),
+    ];
 }
 #[cfg(target_arch = "aarch64")]
 mod number {
@@ -47,6 +62,18 @@ mod number {
         ("clone3", 435, "0, 0", 38),
     ];
     pub(crate) const CLONE: i64 = 220;
+    pub(crate) const HARDWARE: [(&str, i64, &str); 10] = [
+        ("settimeofday", 170, "0, 0"),
+        ("clock_settime", 112, "0, 0"),
+        ("reboot", 142, "0xfee1dead, 0x28121969, 0"),
+        ("swapon", 224, "0, 0"),
+        ("swapoff", 225, "0"),
+        ("acct", 89, "0"),
+        ("delete_module", 106, "0, 0"),
+        ("finit_module", 273, "0, 0, 0"),
+        ("kexec_file_load", 294, "0, 0, 0, 0, 0"),
+        ("quotactl", 60, "0, 0, 0, 0"),
+    ];
 }
 
 /// The host's perl inside, for system calls that no shell makes.
@@ -714,6 +741,34 @@ fn the_default_profile_refuses_user_namespaces_and_mounts() {
         expected.push_str("clone -1 1\n");
         assert_eq!(out, expected);
     }
+}
+
+/// The clock, the power, swap, modules, the processor's ports: refused to a container's root by the default profile.
+#[test]
+fn the_machine_is_not_the_containers() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let script: String = number::HARDWARE
+        .iter()
+        .map(|(name, number, arguments)| {
+            format!(
+                "$! = 0; print '{name} ', syscall({number}, {arguments}), ' ', $! + 0, \"\\n\"; "
+            )
+        })
+        .collect();
+    let expected: String = number::HARDWARE
+        .iter()
+        .map(|(name, ..)| format!("{name} -1 1\n"))
+        .collect();
+    let capabilities: Vec<String> = ["CAP_CHOWN", "CAP_MKNOD", "CAP_NET_RAW"]
+        .map(str::to_owned)
+        .into();
+    let profile = serde_json::to_value(docker_default(&capabilities)).unwrap();
+    let out = perl_in(&mut world, &script, |spec| {
+        spec["linux"]["seccomp"] = profile.clone();
+    });
+    assert_eq!(format!("{}\n", out.trim_end()), expected);
 }
 
 /// Nothing that a container's root may make of a device node opens the host's disks or memory.

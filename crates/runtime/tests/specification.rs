@@ -243,6 +243,143 @@ fn a_deadline_is_kept_or_refused() {
     println!("deadline: {} {}", ran.code, ran.err);
 }
 
+/// The kernel's binfmt_misc, with one more interpreter while this lives.
+#[cfg(target_arch = "x86_64")]
+struct Interpreter {
+    place: PathBuf,
+    name: String,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Interpreter {
+    /// `F`: the kernel keeps the interpreter open, so that it need not be in the container.
+    fn register(world: &World, program: &str) -> std::io::Result<Self> {
+        let place = world.directory.join("binfmt");
+        fs::create_dir(&place)?;
+        rustix::mount::mount(
+            "none",
+            &place,
+            "binfmt_misc",
+            rustix::mount::MountFlags::empty(),
+            None,
+        )?;
+        let name = world.directory.file_name().unwrap().to_str().unwrap();
+        let interpreter = Self {
+            place,
+            name: name.to_owned(),
+        };
+        // The head of an executable of 64-bit ARM, and which of its bits count.
+        let magic = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00";
+        let mask =
+            r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff";
+        let line = format!(":{name}:M::{magic}:{mask}:{program}:F");
+        fs::write(interpreter.place.join("register"), line)?;
+        Ok(interpreter)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Drop for Interpreter {
+    fn drop(&mut self) {
+        let _ = fs::write(self.place.join(&self.name), "-1");
+        let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// An executable for 64-bit ARM that says "from arm64" and ends with 7.
+#[cfg(target_arch = "x86_64")]
+fn arm64_program() -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const TEXT: &[u8] = b"from arm64\n";
+    // mov x0, 1; adr x1, TEXT; mov x2, its length; mov x8, write; svc 0; mov x0, 7; mov x8, exit; svc 0
+    let code = [
+        0xd280_0020_u32,
+        0x1000_00e1,
+        0xd280_0002 | (TEXT.len() as u32) << 5,
+        0xd280_0808,
+        0xd400_0001,
+        0xd280_00e0,
+        0xd280_0ba8,
+        0xd400_0001,
+    ];
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let size = (64 + 56 + 4 * code.len() + TEXT.len()) as u64;
+    for half in [2_u16, 183] {
+        file.extend(half.to_le_bytes());
+    }
+    file.extend(1_u32.to_le_bytes());
+    for word in [BASE + 64 + 56, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(0_u32.to_le_bytes());
+    for half in [64_u16, 56, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // One segment: the whole file, readable and executable.
+    for word in [1_u32, 5] {
+        file.extend(word.to_le_bytes());
+    }
+    for word in [0, BASE, BASE, size, size, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    for instruction in code {
+        file.extend(instruction.to_le_bytes());
+    }
+    file.extend(TEXT);
+    file
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_program_of_a_foreign_architecture_runs() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let qemu = "/usr/bin/qemu-aarch64-static";
+    let path = world.root().join("bin/foreign");
+    fs::write(&path, arm64_program()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    if !Path::new(qemu).exists() {
+        eprintln!("SKIPPED: needs {qemu} (Debian package qemu-user-static)");
+        return;
+    }
+    let interpreter = match Interpreter::register(&world, qemu) {
+        Ok(interpreter) => interpreter,
+        Err(e) => {
+            eprintln!("SKIPPED: this kernel takes no interpreters: {e}");
+            return;
+        }
+    };
+    let ran = world.run(&["foreign"], no_change);
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (7, "from arm64\n"),
+        "{}",
+        ran.err
+    );
+    let id = world.started(no_change);
+    let ran = world.call(&["exec", &id, "foreign"]);
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (7, "from arm64\n"),
+        "{}",
+        ran.err
+    );
+    drop(interpreter);
+    if std::process::Command::new(&path).output().is_ok() {
+        // This machine has an interpreter of its own.
+        return;
+    }
+    // Without one the kernel's own word.
+    let ran = world.run(&["foreign"], no_change);
+    assert!(
+        ran.code != 7 && ran.err.contains("exec format error"),
+        "{} {}",
+        ran.code,
+        ran.err
+    );
+}
+
 #[test]
 fn a_tmpfs_can_begin_with_what_the_image_has() {
     let Some(mut world) = World::new() else {
@@ -1043,8 +1180,9 @@ fn pids_and_descriptors_are_handed_over() {
     let ran = world.call(&arguments);
     assert_eq!(ran.code, 5, "{}", ran.err);
     let (stream, _) = listener.accept().unwrap();
-    let (_, descriptors) = gantry_linux::ipc::receive(&stream, &mut [0; 64]).unwrap();
-    assert_eq!(descriptors.len(), 1);
+    let mut text = [0; 64];
+    let (length, descriptors) = gantry_linux::ipc::receive(&stream, &mut text).unwrap();
+    assert_eq!((&text[..length], descriptors.len()), (&b"standard"[..], 1));
     assert!(
         fs::read_to_string(&pid_file)
             .unwrap()

@@ -355,10 +355,10 @@ fn listen_fds(spec: &mut std::borrow::Cow<'_, Spec>) -> u32 {
 /// Hands over the terminal and writes the pid file.
 fn after_create(flags: &Flags, launched: &Launched) -> Result<(), Failure> {
     if let (Some(socket), Some(console)) = (flags.value("console-socket"), &launched.console) {
-        terminal::hand_over(socket, console)?;
+        terminal::hand_over(socket, terminal::CONSOLE, console)?;
     }
     if let Some(socket) = flags.value("pidfd-socket") {
-        terminal::hand_over(socket, &launched.pidfd)?;
+        terminal::hand_over(socket, "standard", &launched.pidfd)?;
     }
     write_pid_file(flags.value("pid-file"), launched.pid)
 }

@@ -191,10 +191,10 @@ fn exec_in(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
 fn after_launch(flags: &Flags, launched: &ExecLaunched, detach: bool) -> Result<(), Failure> {
     let console = launched.console.as_ref().filter(|_| detach);
     if let (Some(socket), Some(console)) = (flags.value("console-socket"), console) {
-        terminal::hand_over(socket, console)?;
+        terminal::hand_over(socket, terminal::CONSOLE, console)?;
     }
     if let Some(socket) = flags.value("pidfd-socket") {
-        terminal::hand_over(socket, &launched.pidfd)?;
+        terminal::hand_over(socket, "setns", &launched.pidfd)?;
     }
     write_pid_file(flags.value("pid-file"), launched.pid)
 }

@@ -9,8 +9,8 @@ use rustix::termios::{OptionalActions, Termios};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Sends a descriptor to whoever listens at `path`, with its kind as the text, as runc does.
-pub(super) fn hand_over(path: &str, descriptor: &OwnedFd) -> Result<(), Failure> {
+/// Sends a descriptor to whoever listens at `path`, with the text that runc sends along.
+pub(super) fn hand_over(path: &str, text: &str, descriptor: &OwnedFd) -> Result<(), Failure> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -25,11 +25,14 @@ pub(super) fn hand_over(path: &str, descriptor: &OwnedFd) -> Result<(), Failure>
     })?;
     ipc::send(
         &socket,
-        &[IoSlice::new(b"/dev/pts/ptmx")],
+        &[IoSlice::new(text.as_bytes())],
         &[descriptor.as_fd()],
     )?;
     Ok(())
 }
+
+/// The text that goes with a terminal's master.
+pub(super) const CONSOLE: &str = "/dev/pts/ptmx";
 
 /// Columns and rows of the terminal that we have, if we have one.
 pub(super) fn own_size() -> Option<(u16, u16)> {
