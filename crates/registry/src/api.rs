@@ -367,15 +367,25 @@ impl Call {
             .header(ETAG, format!("\"{digest}\""))
             .header(CACHE_CONTROL, "max-age=31536000");
         if self.method == Method::HEAD {
-            let size = self.registry.store.blob_size(&name, &digest)?;
+            let size = match self.registry.store.blob_size(&name, &digest) {
+                Err(e) if e.code == "BLOB_UNKNOWN" => {
+                    self.registry.remote_blob_size(&name, &digest).await?
+                }
+                size => size?,
+            };
             return send(builder.header(CONTENT_LENGTH, size), Body::empty());
         }
         if self.has(&digest) && self.registry.store.blob_size(&name, &digest).is_ok() {
             return send(builder.status(StatusCode::NOT_MODIFIED), Body::empty());
         }
-        let blob = {
-            let (registry, digest) = (Arc::clone(&self.registry), digest.clone());
-            blocking(move || registry.store.open_blob(&name, &digest)).await?
+        let opened = {
+            let (registry, name, digest) =
+                (Arc::clone(&self.registry), name.clone(), digest.clone());
+            blocking(move || registry.store.open_blob(&name, &digest)).await
+        };
+        let blob = match opened {
+            Err(e) if e.code == "BLOB_UNKNOWN" => self.registry.fetch_blob(&name, &digest).await?,
+            blob => blob?,
         };
         let size = blob.size();
         let body = |begin, end| Body::of(&self.registry.store, &digest, blob.clone(), begin, end);
@@ -406,6 +416,7 @@ impl Call {
             return Err(Error::unsupported());
         }
         self.allow(&name, Action::Write)?;
+        self.registry.writable(&name)?;
         if let Some(digest) = self.query.get("mount") {
             let digest: Digest = digest
                 .parse()
@@ -671,6 +682,7 @@ impl Call {
         name: &Repository,
         reference: &Reference,
     ) -> Result<Response<Body>> {
+        self.registry.refresh_manifest(name, reference).await?;
         let store = &self.registry.store;
         let digest = match reference {
             Reference::Digest(digest) => digest.clone(),
@@ -736,6 +748,7 @@ impl Call {
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
+        self.registry.writable(&name)?;
         let receiving = tokio::time::timeout(IDLE, collect(body, MANIFEST_LIMIT));
         let bytes = match receiving.await {
             Ok(Ok(bytes)) => bytes,

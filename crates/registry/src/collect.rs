@@ -411,6 +411,7 @@ impl Collecting<'_> {
             for kind in ["_referrers", "_tags", "_blobs", "_manifests"] {
                 let _ = std::fs::remove_dir(folder.join(kind));
             }
+            let _ = std::fs::remove_dir_all(folder.join("_fresh"));
             let top = self.store.root().join("repos");
             let mut folder = folder.as_path();
             while folder != top && std::fs::remove_dir(folder).is_ok() {

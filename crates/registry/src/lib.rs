@@ -25,6 +25,7 @@ mod collect;
 mod error;
 mod limits;
 mod manifest;
+mod mirror;
 mod name;
 pub mod policy;
 mod route;
@@ -53,6 +54,7 @@ pub struct Registry {
     access: Access,
     policy: Arc<Watched<Policy>>,
     limits: Arc<Limits>,
+    upstreams: mirror::Upstreams,
 }
 
 impl Registry {
@@ -68,6 +70,7 @@ impl Registry {
             access,
             policy,
             limits,
+            upstreams: mirror::Upstreams::default(),
         }))
     }
 

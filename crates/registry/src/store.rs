@@ -7,6 +7,7 @@
 //! S/repos/<name>/_manifests/sha256-<hex>   the repository holds the manifest; contains its media type
 //! S/repos/<name>/_tags/<tag>               a manifest's digest
 //! S/repos/<name>/_referrers/<subject>/<digest>   descriptor of a manifest that names the subject
+//! S/repos/<name>/_fresh/<tag>              a mirror compared the tag with its upstream at this file's time
 //! S/uploads/<id>-<repository>              what has arrived of an upload; its time is the last byte
 //! S/damaged/                               what was found to be other than its name says; never served
 //! S/tmp/                                   files before they are moved into place
