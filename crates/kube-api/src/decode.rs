@@ -575,6 +575,16 @@ fn go_type(schema: &Schema) -> String {
     }
 }
 
+/// Whether a text is a point in time (RFC 3339).
+pub(crate) fn is_time(text: &str) -> bool {
+    !text.is_empty() && time_fault(text).is_none()
+}
+
+/// Whether a text is base64.
+pub(crate) fn is_base64(text: &str) -> bool {
+    base64_fault(text).is_none()
+}
+
 fn base64_fault(text: &str) -> Option<String> {
     let plain: String = text.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
     let error = base64::engine::general_purpose::STANDARD

@@ -65,6 +65,8 @@ pub enum Fault {
     Duplicate,
     /// It is malformed.
     Invalid,
+    /// It breaks a rule; the value is not shown.
+    Omitted,
     /// It is none of the values of its enumeration.
     NotSupported,
     /// It may not be set or changed here.
@@ -86,7 +88,7 @@ impl Fault {
             Self::NotFound => "FieldValueNotFound",
             Self::Required => "FieldValueRequired",
             Self::Duplicate => "FieldValueDuplicate",
-            Self::Invalid => "FieldValueInvalid",
+            Self::Invalid | Self::Omitted => "FieldValueInvalid",
             Self::NotSupported => "FieldValueNotSupported",
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
@@ -101,7 +103,7 @@ impl Fault {
             Self::NotFound => "Not found",
             Self::Required => "Required value",
             Self::Duplicate => "Duplicate value",
-            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::Invalid | Self::TypeInvalid | Self::Omitted => "Invalid value",
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
@@ -129,7 +131,11 @@ impl FieldError {
     pub fn body(&self) -> String {
         let mut text = self.fault.words().to_owned();
         match self.fault {
-            Fault::Required | Fault::Forbidden | Fault::TooLong | Fault::Internal => {}
+            Fault::Required
+            | Fault::Forbidden
+            | Fault::TooLong
+            | Fault::Internal
+            | Fault::Omitted => {}
             _ => {
                 let mut bad = match &self.bad {
                     Value::String(word) => quoted(word),
@@ -221,6 +227,11 @@ impl Errors {
         detail: impl Into<String>,
     ) {
         self.push(Fault::Invalid, path, bad.into(), detail);
+    }
+
+    /// An invalid value that is not repeated.
+    pub(crate) fn omitted(&mut self, path: &Path, detail: impl Into<String>) {
+        self.push(Fault::Omitted, path, Value::Null, detail);
     }
 
     /// One error for each sentence.

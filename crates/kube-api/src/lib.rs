@@ -6,6 +6,7 @@
 //! document         --[`defaults`]--> document with what Kubernetes fills in
 //! document (+ old) --[`validate`]--> faults, each with reason and path --[`field`]--> `Status`
 //! table            --[`openapi`]--> documents for kubectl
+//! schema of a custom resource --[`crd`]--> pruning, defaults, validation, with [`rules`] in CEL
 //! labels           --[`selector`]--> chosen or not
 //!
 //! Start with [`schema::Schema::of`]; [`patch::strategic`] and [`defaults::apply`] walk the same table. [`resources`] says how
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod crd;
 pub mod cron;
 pub mod decode;
 pub mod defaults;
@@ -29,6 +31,7 @@ pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resources;
+pub mod rules;
 pub mod schema;
 pub mod selector;
 pub mod validate;

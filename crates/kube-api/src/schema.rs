@@ -103,6 +103,62 @@ impl Schema {
         serde_json::from_slice(&uncompressed()).expect("the table is a part of this program")
     }
 
+    /// The types of a custom resource, from its `openAPIV3Schema`.
+    pub(crate) fn custom(schema: &Value) -> Self {
+        let mut own = Self::converted(schema);
+        for name in ["apiVersion", "kind"] {
+            let text = Self {
+                kind: Some("string".to_owned()),
+                ..Self::default()
+            };
+            own.fields.insert(name.to_owned(), text);
+        }
+        let metadata = Self {
+            reference: Some("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta".to_owned()),
+            ..Self::default()
+        };
+        own.fields.insert("metadata".to_owned(), metadata);
+        own
+    }
+
+    fn converted(schema: &Value) -> Self {
+        let word = |name: &str| schema.get(name).and_then(Value::as_str).map(str::to_owned);
+        let flag = |name: &str| {
+            schema
+                .get(name)
+                .and_then(Value::as_bool)
+                .unwrap_or_default()
+        };
+        let inner = |name: &str| {
+            let inner = schema.get(name).filter(|inner| inner.is_object())?;
+            Some(Box::new(Self::converted(inner)))
+        };
+        let keys = schema
+            .get("x-kubernetes-list-map-keys")
+            .and_then(Value::as_array);
+        let fields = schema.get("properties").and_then(Value::as_object);
+        Self {
+            kind: word("type"),
+            list_type: word("x-kubernetes-list-type"),
+            list_map_keys: keys
+                .into_iter()
+                .flatten()
+                .filter_map(|key| key.as_str().map(str::to_owned))
+                .collect(),
+            map_type: word("x-kubernetes-map-type"),
+            items: inner("items"),
+            values: inner("additionalProperties"),
+            fields: fields
+                .into_iter()
+                .flatten()
+                .map(|(name, field)| (name.clone(), Self::converted(field)))
+                .collect(),
+            default: schema.get("default").cloned().unwrap_or_default(),
+            preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),
+            ..Self::default()
+        }
+    }
+
     /// Every kind that stands alone, in order.
     pub fn kinds() -> impl Iterator<Item = &'static Gvk> {
         table().by_gvk.keys()

@@ -202,7 +202,7 @@ pub(super) fn nonnegative(object: &Value, field: &str, path: &Path, errors: &mut
     }
 }
 
-pub(super) fn immutable(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+pub(crate) fn immutable(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     if !same(new, old) {
         errors.invalid(path, new.clone(), IMMUTABLE);
     }

@@ -19,6 +19,8 @@ use crate::resources;
 use crate::view::text;
 use serde_json::Value;
 
+pub(crate) use access::client_config;
+pub(crate) use meta::immutable;
 pub use meta::{delete_options, field_manager};
 
 /// What is wrong with a new object: a built-in kind, decoded and with its defaults, `metadata.name` already generated and
@@ -132,6 +134,9 @@ fn body(object: &Value, old: Option<&Value>, errors: &mut Errors) {
             "admissionregistration.k8s.io",
             "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration",
         ) => access::webhooks(object, errors),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            errors.0.extend(crate::crd::definition(object, old));
+        }
         _ => {}
     }
 }
