@@ -43,6 +43,10 @@ pub(crate) const TEST: &[Need] = &[
         packages: &["busybox-static"],
     },
     Need {
+        what: What::Program("docker-compose"),
+        packages: &["docker-compose"],
+    },
+    Need {
         what: What::Program("python3"),
         packages: &["python3"],
     },

@@ -6,6 +6,7 @@
 
 mod beyond;
 mod build;
+mod compose;
 mod contract;
 mod debian;
 mod demo;
