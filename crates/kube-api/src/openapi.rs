@@ -3,7 +3,13 @@
 //!
 //! Each document is made anew; who serves it keeps the bytes. The descriptions of types are read for it and dropped again.
 //!
+//! [`protobuf`] is the form of version 2 that Go clients ask for.
+//!
 //! Spec: OpenAPI 2.0 and 3.0; Kubernetes, "The Kubernetes API", OpenAPI.
+
+mod encoded;
+
+pub use encoded::protobuf;
 
 use crate::resources::{self, Resource};
 use crate::schema::Schema;
