@@ -7,7 +7,7 @@
 //! document (+ old) --[`validate`]--> faults, each with reason and path --[`field`]--> `Status`
 //! table            --[`openapi`]--> documents for kubectl
 //! schema of a custom resource --[`crd`]--> pruning, defaults, validation, with [`rules`] in CEL
-//! labels           --[`selector`]--> chosen or not
+//! labels, fields   --[`selector`], [`field_selector`]--> chosen or not
 //!
 //! Start with [`schema::Schema::of`]; [`patch::strategic`] and [`defaults::apply`] walk the same table. [`resources`] says how
 //! kinds are called in paths.
@@ -25,6 +25,7 @@ pub mod cron;
 pub mod decode;
 pub mod defaults;
 pub mod field;
+pub mod field_selector;
 pub mod fieldset;
 pub mod names;
 pub mod openapi;

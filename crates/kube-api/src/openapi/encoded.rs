@@ -239,7 +239,7 @@ mod tests {
         found
     }
 
-    fn only<'a>(bytes: &'a [u8], wanted: u64) -> &'a [u8] {
+    fn only(bytes: &[u8], wanted: u64) -> &[u8] {
         fields(bytes)
             .into_iter()
             .find(|(field, _)| *field == wanted)
