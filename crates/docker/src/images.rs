@@ -307,7 +307,7 @@ pub(crate) async fn remove(call: Call) -> Result<Reply> {
     ))
 }
 
-fn published_removal(engine: &Engine, removed: &[Removed]) {
+pub(crate) fn published_removal(engine: &Engine, removed: &[Removed]) {
     for line in removed {
         let (action, actor) = match line {
             Removed::Untagged(name) => ("untag", name.to_string()),

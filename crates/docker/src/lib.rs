@@ -20,6 +20,7 @@ mod archive;
 mod build;
 mod call;
 mod containers;
+mod disk;
 mod error;
 mod events;
 mod exec;

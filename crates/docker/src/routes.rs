@@ -6,7 +6,7 @@
 use crate::call::Call;
 use crate::reply::Reply;
 use crate::{
-    archive, build, containers, events, exec, images, networks, system, transfer, volumes,
+    archive, build, containers, disk, events, exec, images, networks, system, transfer, volumes,
 };
 use gantry_base::Result;
 use gantry_docker_api::query;
@@ -94,6 +94,12 @@ static TABLE: &[Route] = routes! {
     GET "/images/" .. "/history" => images::history,
     POST "/images/" .. "/tag" => images::tag,
     POST "/images/" .. "/push" => transfer::push,
+    // Ours: a disk budget, what is protected from it, and whether the disk still has what it was given.
+    POST "/images/reclaim" => disk::reclaim,
+    POST "/images/check" => disk::check,
+    GET "/images/pins" => disk::pins,
+    POST "/images/" .. "/pin" => disk::pin,
+    POST "/images/" .. "/unpin" => disk::unpin,
     DELETE "/images/" .. "" => images::remove,
     GET "/distribution/" .. "/json" => transfer::distribution,
     POST "/build" => build::build,

@@ -68,6 +68,8 @@ pub enum Verb {
     Rmi(RmiArgs),
     /// List images
     Images(ListArgs),
+    /// Images within a disk budget, pinned images, and whether the disk still has what it was given
+    Disk(DiskArgs),
     /// Change a container in place: ports, variables, labels, mounts, limits; restarts it if it runs
     Set(Box<SetArgs>),
     /// Why a container does not run, in one sentence
@@ -412,6 +414,47 @@ pub struct PsArgs {
     pub all: bool,
     #[command(flatten)]
     pub list: ListArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DiskArgs {
+    #[command(subcommand)]
+    pub verb: DiskVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DiskVerb {
+    /// Take unused images away until the rest fits, the least recently used first
+    Reclaim {
+        /// Bytes that all layers together may take, such as 20g
+        #[arg(long, value_name = "BYTES")]
+        to: String,
+        /// The images used last that stay in any case
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        keep: u32,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// How data is written
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Protect images from reclaim and prune; without a name list what is protected
+    Pin { names: Vec<String> },
+    /// Protect images no longer
+    Unpin {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Read every stored byte again; exits 1 when something is damaged and was not repaired
+    Check {
+        /// Make again what can be made, fetch what must be fetched
+        #[arg(long)]
+        repair: bool,
+        /// How data is written
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

@@ -110,6 +110,7 @@ pub(crate) fn load(
         .read()
         .layers
         .values()
+        .filter(|row| store.has_blob(row))
         .map(|row| (row.blob_size, row.clone()))
         .collect();
     let source = Peeked::new(archive, 512)?;
@@ -785,7 +786,12 @@ impl<'a> Assembly<'a> {
 
     fn known(&self, key: &str) -> bool {
         self.layers.iter().any(|layer| layer.key == key)
-            || self.store.read().layers.contains_key(key)
+            || self
+                .store
+                .read()
+                .layers
+                .get(key)
+                .is_some_and(|row| self.store.has_blob(row))
     }
 
     /// Folders of the layers with these keys, topmost first.

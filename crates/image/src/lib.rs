@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod disk;
 mod layer;
 mod pull;
 mod push;
@@ -41,6 +42,7 @@ pub mod steps;
 mod store;
 pub mod tarstream;
 
+pub use disk::{Damage, DiskBudget, Reclaimed, Taken};
 pub use pull::Resolved;
 pub use registries::Registries;
 pub use remote::Credentials;
@@ -397,6 +399,39 @@ impl Store {
         remove::prune(&self.0, all, wanted, in_use)
     }
 
+    /// Takes unused images away until what is left is within a budget, the least recently used first. With `dry_run` it only says
+    /// which. Never one that `in_use` names, that is pinned, that another was made from, or that is among the last used.
+    pub fn reclaim(
+        &self,
+        budget: DiskBudget,
+        in_use: &dyn Fn(&Digest) -> bool,
+    ) -> Result<(Reclaimed, Vec<Removed>)> {
+        disk::reclaim(&self.0, budget, in_use)
+    }
+
+    /// Protects a name or an image from [`Store::reclaim`] and [`Store::prune`], or no longer.
+    pub fn pin(&self, name: &str, wanted: bool) -> Result<()> {
+        disk::pin(&self.0, name, wanted)
+    }
+
+    /// What is pinned: full names and IDs, sorted.
+    pub fn pins(&self) -> Result<Vec<String>> {
+        let mut pins: Vec<String> = disk::pins(&self.0)?.into_iter().collect();
+        pins.sort();
+        Ok(pins)
+    }
+
+    /// Reads every stored byte again and compares unpacked layers with their blobs: bytes read, and what is damaged. With
+    /// `repair`, what can be made again here is, unless a running container (`runs`) stands on it; a damaged blob is taken
+    /// away, so that a pull or load brings it anew.
+    pub fn check(
+        &self,
+        repair: bool,
+        runs: &dyn Fn(&Digest) -> bool,
+    ) -> Result<(u64, Vec<Damage>)> {
+        disk::check(&self.0, repair, runs)
+    }
+
     /// Frees what removed images left because a stopped container still used them. Call it after containers were removed.
     pub fn collect(&self, in_use: &dyn Fn(&Digest) -> bool) -> Result<u64> {
         remove::collect(&self.0, in_use)
@@ -412,6 +447,7 @@ impl Store {
     pub fn hold(&self, image: &Digest) -> Result<Hold> {
         store::Hold::new(&self.0, image)
             .map(Hold)
+            .inspect(|_| disk::touch(&self.0, image))
             .ok_or_else(|| no_such_image(&image.to_string()))
     }
 

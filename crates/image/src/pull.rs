@@ -643,6 +643,7 @@ fn known_layer(store: &Inner, blob: &Digest, diff_id: Option<&Digest>) -> Option
     let by_blob = state.layers.values().find(|row| row.blob == *blob);
     by_blob
         .or_else(|| state.layers.get(&diff_id?.to_string()))
+        .filter(|row| store.has_blob(row))
         .cloned()
 }
 

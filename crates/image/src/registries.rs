@@ -12,6 +12,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -194,7 +195,9 @@ impl Registries {
             .context(|| "setting up TLS".into())?;
         let tls = if endpoint.verify {
             let own = self.certificates.join(&endpoint.host);
-            let builder = builder.with_root_certificates(roots(&own));
+            let builder = builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Trusted::new(&own, provider)?));
             match client_certificate(&own)? {
                 Some((chain, key)) => builder
                     .with_client_auth_cert(chain, key)
@@ -326,17 +329,23 @@ fn read_pem(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn roots(own: &Path) -> rustls::RootCertStore {
+/// All authorities, and those that were put here for this registry.
+fn roots(own: &Path) -> (rustls::RootCertStore, Vec<CertificateDer<'static>>) {
     let mut roots = rustls::RootCertStore::empty();
-    let mut paths = vec![PathBuf::from(SYSTEM_CERTIFICATES)];
-    paths.extend(files(own, "crt"));
-    for text in paths.iter().filter_map(|path| read_pem(path).ok()) {
-        for certificate in CertificateDer::pem_slice_iter(&text).flatten() {
-            // One that cannot be used is one that nothing is signed with.
-            let _ = roots.add(certificate);
-        }
+    let mut exact = Vec::new();
+    for text in files(own, "crt")
+        .iter()
+        .filter_map(|path| read_pem(path).ok())
+    {
+        exact.extend(CertificateDer::pem_slice_iter(&text).flatten());
     }
-    roots
+    let system = read_pem(Path::new(SYSTEM_CERTIFICATES)).unwrap_or_default();
+    let system = CertificateDer::pem_slice_iter(&system).flatten();
+    for certificate in system.chain(exact.iter().cloned()) {
+        // One that cannot be used is one that nothing is signed with.
+        let _ = roots.add(certificate);
+    }
+    (roots, exact)
 }
 
 type ClientCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -374,6 +383,86 @@ fn client_certificate(own: &Path) -> Result<Option<ClientCertificate>> {
     let key = PrivateKeyDer::from_pem_slice(&text)
         .map_err(|e| Error::internal(format!("reading {}: {e}", key.display())))?;
     Ok(Some((chain, key)))
+}
+
+/// The authorities, and as in Docker a server's own certificate that lies among them (what `openssl req -x509` makes is
+/// formally an authority, which webpki does not take for a server's).
+#[derive(Debug)]
+struct Trusted {
+    /// `None` without any authority.
+    chains: Option<Arc<WebPkiServerVerifier>>,
+    exact: Vec<CertificateDer<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Trusted {
+    fn new(own: &Path, provider: Arc<CryptoProvider>) -> Result<Self> {
+        let (roots, exact) = roots(own);
+        let chains = if roots.is_empty() {
+            None
+        } else {
+            let built =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                    .build();
+            Some(built.context(|| "setting up TLS".into())?)
+        };
+        Ok(Self {
+            chains,
+            exact,
+            provider,
+        })
+    }
+}
+
+impl ServerCertVerifier for Trusted {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        if self.exact.contains(certificate) {
+            let parsed = rustls::server::ParsedCertificate::try_from(certificate)?;
+            rustls::client::verify_server_name(&parsed, name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        let Some(chains) = &self.chains else {
+            return Err(unknown);
+        };
+        match chains.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // A self-signed certificate that nobody put here.
+            Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(_))) => {
+                Err(unknown)
+            }
+            result => result,
+        }
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
 }
 
 /// Takes any certificate; that the other end holds its key is still proven.

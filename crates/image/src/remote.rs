@@ -1043,7 +1043,7 @@ impl Failure {
                 break;
             }
             if let Some(io) = cause.downcast_ref::<io::Error>() {
-                if let Some(tls) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                if let Some(tls) = tls_error(io) {
                     (words, speaks_tls) = tls_words(tls);
                     break;
                 }
@@ -1070,6 +1070,15 @@ impl Failure {
             error: Error::new(kind, format!("{}: {words}", spoken(method, url))),
             speaks_tls,
         }
+    }
+}
+
+/// TLS errors lie in one or two of the other kind, which do not tell of them as their source.
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    match inner.downcast_ref::<rustls::Error>() {
+        Some(tls) => Some(tls),
+        None => tls_error(inner.downcast_ref::<io::Error>()?),
     }
 }
 

@@ -207,7 +207,7 @@ fn orphaned_parents(
 }
 
 /// Does it and tells it in Docker's order: tags, image, its layers from the top.
-fn take_out(
+pub(crate) fn take_out(
     store: &Inner,
     untag: &[Reference],
     gone: &[Arc<Image>],
@@ -259,6 +259,11 @@ pub(crate) fn prune(
     in_use: &dyn Fn(&Digest) -> bool,
 ) -> Result<(Vec<Removed>, u64)> {
     let _publish = store.lock_publish();
+    let pins = crate::disk::pins(store)?;
+    let pinned = |image: &Image| {
+        pins.contains(&image.id.to_string())
+            || image.tags.iter().any(|tag| pins.contains(&tag.canonical()))
+    };
     let candidates = store
         .read()
         .visible_images()
@@ -280,6 +285,7 @@ pub(crate) fn prune(
                 if dead.contains(&image.id)
                     || has_children
                     || !wanted(image)
+                    || pinned(image)
                     || (!all && !image.tags.is_empty())
                     || state.is_held(&image.id)
                     || in_use(&image.id)

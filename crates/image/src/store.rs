@@ -357,7 +357,17 @@ impl Inner {
         });
         drop(used);
         state.steps = steps;
+        let living: HashSet<String> = state
+            .layers
+            .values()
+            .map(|row| row.blob.to_string())
+            .collect();
         drop(state);
+        for (blob, _) in self.db.scan::<serde_json::Value>("compressed")? {
+            if !living.contains(&blob) {
+                batch = batch.delete("compressed", &blob);
+            }
+        }
         self.db.commit_blocking(batch)?;
         let small: Vec<Digest> = rows
             .iter()
@@ -409,6 +419,10 @@ impl Inner {
 
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
+    }
+    /// False after a check took a damaged one away: the layer is as good as not here until it comes again.
+    pub(crate) fn has_blob(&self, row: &LayerRow) -> bool {
+        std::fs::metadata(self.blob_path(&row.blob)).is_ok_and(|meta| meta.len() == row.blob_size)
     }
     pub(crate) fn layer_folder(&self, row: &LayerRow) -> PathBuf {
         self.dir.join("layers").join(row.number.to_string())
@@ -574,8 +588,18 @@ impl Inner {
         let mut batch = Batch::new();
         let mut rows = HashMap::new();
         for layer in layers {
-            // Another load may have brought the same layer meanwhile.
-            if self.read().layers.contains_key(&layer.key) || rows.contains_key(&layer.key) {
+            // Another load may have brought the same layer meanwhile; or only its blob was lost.
+            let known = self.read().layers.get(&layer.key).cloned();
+            if let Some(mut row) = known {
+                if !self.has_blob(&row) && !rows.contains_key(&layer.key) {
+                    placed.rename(&layer.blob_path, &self.blob_path(&layer.blob))?;
+                    (row.blob, row.blob_size) = (layer.blob.clone(), layer.blob_size);
+                    batch = batch.put("layers", &layer.key, &row);
+                    rows.insert(layer.key, row);
+                }
+                continue;
+            }
+            if rows.contains_key(&layer.key) {
                 continue;
             }
             let row = self.place_layer(&layer, placed)?;
@@ -742,8 +766,11 @@ impl Inner {
         }
         drop(state);
         let mut batch = Batch::new();
-        for (key, _) in &dead {
-            batch = batch.delete("layers", key);
+        for (key, row) in &dead {
+            // What a push made of it goes with it.
+            batch = batch
+                .delete("layers", key)
+                .delete("compressed", &row.blob.to_string());
         }
         self.db.commit_blocking(batch)?;
         let mut state = self.write();

@@ -50,7 +50,7 @@ pub async fn list(client: &Client, args: &ListArgs) -> anyhow::Result<ExitCode> 
 }
 
 /// As people say it: 12.3MB, powers of ten as docker shows them.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let mut number = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if number < 1000.0 {

@@ -4,6 +4,7 @@ mod containers;
 mod cp;
 mod demo;
 mod detach;
+mod disk;
 mod doctor;
 mod down;
 mod env;
@@ -64,6 +65,7 @@ async fn ask(client: &Client, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Why(args) => why::why(client, &args).await,
         Verb::Autopsy(args) => why::autopsy(client, &args).await,
         Verb::Rmi(args) => images::remove(client, &args).await,
+        Verb::Disk(args) => disk::run(client, &args.verb).await,
         Verb::Images(args) => images::list(client, &args).await,
         Verb::Load(args) => images::load(client, &args).await,
         Verb::Save(args) => images::save(client, &args).await,

@@ -1,45 +1,336 @@
 //! Images between nodes and a real registry, with real clients.
 
-use crate::{SOON, busybox};
-use gantry_testkit::{World, eventually};
-use std::process::{Child, Stdio};
+use crate::{GANTRY, SOON, busybox};
+use gantry_testkit::{Options, World, eventually, run};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 const REGISTRY: &str = "127.0.0.1:5000";
+/// An address of the world's own that is not loopback.
+const OTHER: &str = "10.77.0.1";
 
-/// Debian's reference registry in the world's network namespace, where every port is free.
-struct Registry(Child);
+/// A server in the world's network namespace, where every port is free.
+struct Server(Child);
 
-impl Registry {
-    fn start(world: &World) -> Self {
-        let file = world.folder().join("registry.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{REGISTRY}\"}}\n",
-            world.folder().join("registry").display()
-        );
-        std::fs::write(&file, text).unwrap();
-        let mut command = world.enter("docker-registry");
-        command
-            .arg("serve")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let registry = Self(command.spawn().unwrap());
-        eventually("the registry listens", SOON, || {
-            if world.try_bind("127.0.0.1", "5000").is_empty() {
+impl Server {
+    fn start(world: &World, mut command: Command, address: &str, port: &str) -> Self {
+        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+        let server = Self(command.spawn().unwrap());
+        eventually("the server listens", SOON, || {
+            if world.try_bind(address, port).is_empty() {
                 Err("the port is free".to_owned())
             } else {
                 Ok(())
             }
         });
-        registry
+        server
+    }
+
+    /// Debian's reference registry with more lines in its configuration.
+    fn registry(world: &World, address: &str, more: &str) -> Self {
+        let number = address.replace([':', '.'], "-");
+        let file = world.folder().join(format!("registry-{number}.yml"));
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n{more}\nhttp:\n  addr: \"{address}\"\n",
+            world.folder().join(format!("registry-{number}")).display()
+        );
+        // What belongs under `http` is written with two blanks in front and stands at the end.
+        let (top, http): (Vec<&str>, Vec<&str>) =
+            text.lines().partition(|line| !line.starts_with("  tls"));
+        std::fs::write(&file, [top, http].concat().join("\n") + "\n").unwrap();
+        let mut command = world.enter("docker-registry");
+        command.arg("serve").arg(&file);
+        let (host, port) = address.rsplit_once(':').unwrap();
+        Self::start(world, command, host, port)
     }
 }
 
-impl Drop for Registry {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The world's other address.
+fn with_other_address(world: &World) {
+    let mut ip = world.enter("ip");
+    run(
+        ip.args(["address", "add", &format!("{OTHER}/32"), "dev", "lo"]),
+        None,
+    )
+    .ok();
+}
+
+fn openssl(words: &[&str], input: Option<&[u8]>) {
+    run(Command::new("openssl").args(words), input).ok();
+}
+
+/// A key and a self-signed certificate for these addresses.
+fn certificate(folder: &Path, name: &str, addresses: &str) -> (PathBuf, PathBuf) {
+    let (key, certificate) = (
+        folder.join(format!("{name}.key")),
+        folder.join(format!("{name}.crt")),
+    );
+    openssl(
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test",
+            "-addext",
+            &format!("subjectAltName={addresses}"),
+            "-keyout",
+            &key.to_string_lossy(),
+            "-out",
+            &certificate.to_string_lossy(),
+        ],
+        None,
+    );
+    (key, certificate)
+}
+
+/// `/etc/docker/certs.d/HOST` of this test alone: its port is nobody else's.
+struct CertsFolder(PathBuf);
+
+impl CertsFolder {
+    fn new(host: &str) -> Self {
+        let folder = Path::new("/etc/docker/certs.d").join(host);
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for CertsFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A port that belongs to this process: two tests never have the same at one time.
+fn own_port() -> u32 {
+    10_000 + std::process::id() % 50_000
+}
+
+#[test]
+fn basic_authentication() {
+    let world = busybox();
+    let passwords = world.folder().join("passwords");
+    let hashed = run(
+        Command::new("htpasswd").args(["-Bbn", "user", "pass"]),
+        None,
+    )
+    .ok();
+    std::fs::write(&passwords, hashed).unwrap();
+    let more = format!(
+        "auth: {{htpasswd: {{realm: test, path: {}}}}}",
+        passwords.display()
+    );
+    let _registry = Server::registry(&world, REGISTRY, &more);
+    let name = "127.0.0.1:5000/a/busybox:1";
+    world.docker(&["tag", "busybox", name]).ok();
+    let refused = world.docker(&["push", name]).fails(1);
+    assert!(refused.contains("no basic auth credentials"), "{refused}");
+    let wrong = world
+        .docker_with(
+            &["login", "-u", "user", "--password-stdin", REGISTRY],
+            b"wrong",
+        )
+        .fails(1);
+    assert!(
+        wrong.contains(
+            "login attempt to http://127.0.0.1:5000/v2/ failed with status: 401 Unauthorized"
+        ),
+        "{wrong}"
+    );
+    let login = world
+        .docker_with(
+            &["login", "-u", "user", "--password-stdin", REGISTRY],
+            b"pass",
+        )
+        .ok();
+    assert!(login.contains("Login Succeeded"), "{login}");
+    world.docker(&["push", name]).ok();
+    world
+        .docker(&["push", "-a", "127.0.0.1:5000/a/busybox"])
+        .ok();
+    world.docker(&["rmi", name]).ok();
+    world
+        .docker(&["pull", "-a", "127.0.0.1:5000/a/busybox"])
+        .ok();
+    world.docker(&["run", "--rm", name, "true"]).ok();
+    // What the registry says of the name, as the client of another engine reads it.
+    let mut skopeo = world.enter("skopeo");
+    skopeo.args(["inspect", "--tls-verify=false", "--creds", "user:pass"]);
+    let seen = run(skopeo.arg(format!("docker://{name}")), None).json();
+    let told = world
+        .docker(&["image", "inspect", "-f", "{{index .RepoDigests 0}}", name])
+        .ok();
+    assert!(told.ends_with(seen["Digest"].as_str().unwrap()), "{told}");
+    world.docker(&["logout", REGISTRY]).ok();
+    world.docker(&["rmi", "-f", name]).ok();
+    let refused = world.docker(&["pull", name]).fails(1);
+    assert!(refused.contains("no basic auth credentials"), "{refused}");
+}
+
+#[test]
+fn token_authentication() {
+    let world = busybox();
+    let folder = world.folder().to_owned();
+    let (key, certificate) = certificate(&folder, "token", "DNS:token");
+    let (script, log) = (folder.join("token.py"), folder.join("tokens.log"));
+    std::fs::write(&script, include_str!("../token_server.py")).unwrap();
+    let mut command = world.enter("python3");
+    command
+        .arg(&script)
+        .arg("5001")
+        .args([&key, &certificate, &log]);
+    let _service = Server::start(&world, command, "127.0.0.1", "5001");
+    let more = format!(
+        "auth: {{token: {{realm: \"http://127.0.0.1:5001/token\", service: reg, issuer: issuer, rootcertbundle: {}}}}}",
+        certificate.display()
+    );
+    let _registry = Server::registry(&world, REGISTRY, &more);
+    let name = "127.0.0.1:5000/team/busybox:1";
+    world.docker(&["tag", "busybox", name]).ok();
+    let refused = world.docker(&["push", name]).fails(1);
+    assert!(
+        refused.contains("denied: requested access to the resource is denied"),
+        "{refused}"
+    );
+    let wrong = world
+        .docker_with(
+            &["login", "-u", "user", "--password-stdin", REGISTRY],
+            b"wrong",
+        )
+        .fails(1);
+    assert!(
+        wrong.contains("unauthorized: incorrect username or password"),
+        "{wrong}"
+    );
+    world
+        .docker_with(
+            &["login", "-u", "user", "--password-stdin", REGISTRY],
+            b"pass",
+        )
+        .ok();
+    world.docker(&["push", name]).ok();
+    // Mounted: the token has to name both repositories.
+    let second = "127.0.0.1:5000/team/other:1";
+    world.docker(&["tag", "busybox", second]).ok();
+    let mounted = world.docker(&["push", second]).ok();
+    assert!(mounted.contains("Mounted from team/busybox"), "{mounted}");
+    let asked = std::fs::read_to_string(&log).unwrap();
+    assert!(
+        asked.contains("user repository:team/other:pull,push repository:team/busybox:pull"),
+        "{asked}"
+    );
+    // Not ours to write.
+    world.docker(&["tag", "busybox", "127.0.0.1:5000/b:1"]).ok();
+    let denied = world.docker(&["push", "127.0.0.1:5000/b:1"]).fails(1);
+    assert!(
+        denied.contains("denied: requested access to the resource is denied"),
+        "{denied}"
+    );
+    // Everybody may read.
+    world.docker(&["logout", REGISTRY]).ok();
+    world.docker(&["rmi", name]).ok();
+    world.docker(&["pull", name]).ok();
+}
+
+#[test]
+fn certificates_insecure_registries_and_mirrors() {
+    let port = own_port();
+    let secure = format!("{OTHER}:{port}");
+    let certs = CertsFolder::new(&secure);
+    let options = |flags: &[&str]| Options {
+        isolated: true,
+        flags: flags.iter().map(|&f| f.to_owned()).collect(),
+        ..Options::default()
+    };
+    let mut world = World::stopped(
+        GANTRY,
+        options(&[
+            "--insecure-registry",
+            "10.77.0.1:5002",
+            "--registry-mirror",
+            "http://127.0.0.1:5003",
+        ]),
+    );
+    with_other_address(&world);
+    world.up();
+    world.load_busybox();
+    let info = world
+        .docker(&["info", "--format", "{{json .RegistryConfig}}"])
+        .json();
+    assert_eq!(info["Mirrors"][0], "http://127.0.0.1:5003/");
+    assert_eq!(info["IndexConfigs"]["10.77.0.1:5002"]["Secure"], false);
+
+    let folder = world.folder().to_owned();
+    let (key, certificate) = certificate(&folder, "server", &format!("IP:{OTHER},IP:127.0.0.1"));
+    let (client_key, client) = self::certificate(&folder, "client", "DNS:client");
+    let tls = format!(
+        "  tls: {{certificate: {}, key: {}, clientcas: [{}]}}",
+        certificate.display(),
+        key.display(),
+        client.display()
+    );
+    let _secure = Server::registry(&world, &secure, &tls);
+    let name = format!("{secure}/a:1");
+    world.docker(&["tag", "busybox", &name]).ok();
+    let refused = world.docker(&["push", &name]).fails(1);
+    assert!(
+        refused.contains("x509: certificate signed by unknown authority"),
+        "{refused}"
+    );
+    std::fs::copy(&certificate, certs.0.join("ca.crt")).unwrap();
+    let refused = world.docker(&["push", &name]).fails(1);
+    assert!(refused.contains("tls: "), "{refused}");
+    std::fs::copy(&client, certs.0.join("client.cert")).unwrap();
+    let refused = world.docker(&["push", &name]).fails(1);
+    assert!(
+        refused.contains("missing key client.key for client certificate client.cert"),
+        "{refused}"
+    );
+    std::fs::copy(&client_key, certs.0.join("client.key")).unwrap();
+    world.docker(&["push", &name]).ok();
+    world.docker(&["rmi", &name]).ok();
+    world.docker(&["pull", &name]).ok();
+
+    // Loopback: any certificate, and plain text only where TLS is not spoken.
+    let tls = format!(
+        "  tls: {{certificate: {}, key: {}}}",
+        certificate.display(),
+        key.display()
+    );
+    let _loopback = Server::registry(&world, "127.0.0.1:5004", &tls);
+    world.docker(&["tag", "busybox", "127.0.0.1:5004/a:1"]).ok();
+    world.docker(&["push", "127.0.0.1:5004/a:1"]).ok();
+
+    // Plain text beyond loopback.
+    let _open = Server::registry(&world, "10.77.0.1:5005", "");
+    world.docker(&["tag", "busybox", "10.77.0.1:5005/a:1"]).ok();
+    let refused = world.docker(&["push", "10.77.0.1:5005/a:1"]).fails(1);
+    assert!(
+        refused.contains("http: server gave HTTP response to HTTPS client"),
+        "{refused}"
+    );
+    let _insecure = Server::registry(&world, "10.77.0.1:5002", "");
+    world.docker(&["tag", "busybox", "10.77.0.1:5002/a:1"]).ok();
+    world.docker(&["push", "10.77.0.1:5002/a:1"]).ok();
+
+    // A mirror of Docker's own registry.
+    let _mirror = Server::registry(&world, "127.0.0.1:5003", "");
+    let seed = "127.0.0.1:5003/library/seed:1";
+    world.docker(&["tag", "busybox", seed]).ok();
+    world.docker(&["push", seed]).ok();
+    world.docker(&["pull", "seed:1"]).ok();
+    world.docker(&["run", "--rm", "seed:1", "true"]).ok();
 }
 
 #[test]
@@ -47,7 +338,7 @@ fn docker_pushes_pulls_and_runs_through_a_registry() {
     let world = busybox();
     let refused = world.docker(&["pull", "127.0.0.1:5000/a/none"]).fails(1);
     assert!(refused.contains("connect: connection refused"), "{refused}");
-    let _registry = Registry::start(&world);
+    let _registry = Server::registry(&world, REGISTRY, "");
     let name = "127.0.0.1:5000/a/busybox:1";
     let unknown = world.docker(&["pull", "127.0.0.1:5000/a/none"]).fails(1);
     assert!(
