@@ -31,6 +31,8 @@ test-long: ## kill -9 and lost-exit tests with many rounds: GANTRY_TEST_ROUNDS=1
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry-runtime --test crashes -- --include-ignored --nocapture
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-1000} cargo test --locked --package gantry-runtime --test property -- --nocapture
 	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-200} cargo test --locked --package gantry-store --test faults -- kill_9
+	GANTRY_TEST_ROUNDS=$${GANTRY_TEST_ROUNDS:-200} cargo test --locked --package gantry-image --test crash_transfer -- --nocapture
+	GANTRY_TEST_ARCHIVES=10000 cargo test --locked --package gantry-image --test corpus -- --nocapture
 
 test-guest: ## pure cgroup v2: the runtime on a Debian kernel in QEMU (10 s with KVM, a minute without)
 	$(XTASK) setup test-guest

@@ -191,6 +191,13 @@ fn decide(
             protected,
         });
     }
+    // The build cache keeps its layers; `docker builder prune` is for those.
+    let cached: Vec<String> = state
+        .steps
+        .values()
+        .filter_map(|row| row.layer.clone())
+        .collect();
+    hidden.extend(cached.iter().map(std::slice::from_ref));
     candidates.sort_by_key(|c| std::cmp::Reverse((c.used_at_ns, c.image.id.clone())));
     for candidate in candidates.iter_mut().take(budget.keep) {
         candidate.protected.get_or_insert("used lately");

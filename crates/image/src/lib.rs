@@ -3,8 +3,8 @@
 //! archive --load--> blobs (content store) --unpack--> layers --prepare--> snapshot (overlay folders) --> runtime
 //!
 //! Start with [`Store`]; `archive` reads what `docker save` and OCI tools write; `layer` extracts one tar safely;
-//! `store` owns rows, files and what may be freed; `remote` speaks with registries for `pull` and `push`. Not here: running anything,
-//! serving HTTP.
+//! `store` owns rows, files and what may be freed; `disk` keeps a budget and checks what lies there; `registries` says how registries
+//! are reached and `remote` speaks with them for `pull` and `push`. Not here: running anything, serving HTTP.
 //!
 //! ```text
 //! D/images/blobs/sha256/<hex>     configs, manifests and layer tars as they came in (verified, synced)

@@ -112,7 +112,7 @@ GNU = [
     ["--format=posix", "--pax-option=delete=atime,delete=ctime", "--xattrs"],
     ["--format=gnu", "--blocking-factor=1"], ["--format=gnu", "--blocking-factor=64"],
 ]
-BSD = [["--format=pax"], ["--format=ustar"], ["--format=gnutar"], ["--format=v7"], ["--format=restricted-pax"], ["--format=pax", "--read-sparse"]]
+BSD = [["--format=pax"], ["--format=ustar"], ["--format=gnutar"], ["--format=v7"], ["--format=pax", "--read-sparse"]]
 for number in range(count):
     where = os.path.join(folder, f"{number}.tar")
     choice = number % 10
@@ -121,4 +121,6 @@ for number in range(count):
         continue
     program = ["tar", *rng.choice(GNU)] if choice < 9 else ["bsdtar", *rng.choice(BSD)]
     # What a format cannot say is left out with a word about it and an exit code; the archive is whole.
+    if os.path.exists(where):
+        sys.exit(f"{where} exists")
     subprocess.run([*program, "-C", rng.choice(roots), "-cf", where, "."], stderr=subprocess.DEVNULL)

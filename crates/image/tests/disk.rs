@@ -86,7 +86,7 @@ fn running_pinned_and_last_used_images_are_protected() {
     world.store.pin("b:1", true).unwrap();
     assert_eq!(world.store.pins().unwrap(), ["docker.io/library/b:1"]);
     let world = world.reopen();
-    let taken = reclaim(&world, 0, 1, false, &[running.clone()]);
+    let taken = reclaim(&world, 0, 1, false, std::slice::from_ref(&running));
     assert_eq!(names(&taken), ["c:1"]);
     let why: Vec<_> = ["a:1", "b:1", "d:1"]
         .map(|name| taken.protected[&world.image(name).id.to_string()])
@@ -175,7 +175,10 @@ fn one_flipped_bit_on_disk_is_found_and_healed() {
         }
         assert!(check(&world, false).1.is_empty(), "seed {seed}");
         let mut saved = Vec::new();
-        world.store.save(&[name.clone()], &mut saved).unwrap();
+        world
+            .store
+            .save(std::slice::from_ref(&name), &mut saved)
+            .unwrap();
     }
     // A damaged blob that was taken away comes with a load as well, plain this time.
     flip(&blob(&sha256(&packed[0])), 100);
