@@ -9,6 +9,7 @@
 mod clients;
 mod deny;
 mod kube;
+mod protobuf;
 mod setup;
 mod test;
 mod tidy;
@@ -33,9 +34,10 @@ fn main() -> ExitCode {
         ["up"] => up::run(),
         ["deny"] => deny::run(),
         ["kube-schema", definitions] => kube::schema(definitions),
+        ["kube-protobuf", sources] => protobuf::table(sources),
         _ => {
             eprintln!(
-                "usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny | kube-schema FILE"
+                "usage: xtask setup build|up|test|test-guest | test | check | tidy | dist | up | deny | kube-schema FILE | kube-protobuf DIR"
             );
             return ExitCode::from(2);
         }

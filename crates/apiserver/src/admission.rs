@@ -4,7 +4,7 @@ use crate::object::text;
 use crate::request::{Call, Target};
 use crate::status::{Result, Status};
 use crate::write::put;
-use crate::{Api, Extra};
+use crate::{Api, Extra, auth, rbac};
 use gantry_store::{Compare, Is};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// Before a new object is defaulted and validated. What it answers with becomes part of the transaction.
 pub(crate) async fn create(
     api: &Arc<Api>,
-    _call: &Call,
+    call: &Call,
     target: &Target,
     object: &mut Value,
     _warnings: &mut Vec<String>,
@@ -39,6 +39,7 @@ pub(crate) async fn create(
             is: Is::CreateRevision(namespace.created),
         });
     }
+    auth::escalation(api, &call.user, target, object).await?;
     fresh_status(target, object);
     match (&kind.group[..], &kind.plural[..]) {
         ("", "namespaces") => {
@@ -47,6 +48,7 @@ pub(crate) async fn create(
             object["spec"] = json!({"finalizers": ["kubernetes"]});
         }
         ("", "secrets") => encode_string_data(object)?,
+        ("", "pods") => crate::pods::admit(api, target, object).await?,
         _ => {}
     }
     Ok(extra)
@@ -95,13 +97,16 @@ fn encode_string_data(object: &mut Value) -> Result<()> {
 
 /// The same for a change.
 pub(crate) async fn update(
-    _api: &Arc<Api>,
-    _call: &Call,
+    api: &Arc<Api>,
+    call: &Call,
     target: &Target,
     old: &Value,
     new: &mut Value,
 ) -> Result<Extra> {
     let kind = &target.kind;
+    if kind.group == rbac::GROUP && !granted_before(old, new) {
+        auth::escalation(api, &call.user, target, new).await?;
+    }
     match (&kind.group[..], &kind.plural[..]) {
         ("", "namespaces") => {
             let name = text(old, "/metadata/name").to_owned();
@@ -111,4 +116,11 @@ pub(crate) async fn update(
         _ => {}
     }
     Ok(Extra::default())
+}
+
+/// Whether a role or binding hands out nothing that it did not hand out before.
+fn granted_before(old: &Value, new: &Value) -> bool {
+    ["rules", "subjects", "roleRef", "aggregationRule"]
+        .iter()
+        .all(|field| old.get(field) == new.get(field))
 }

@@ -20,7 +20,7 @@ pub(crate) struct Custom {
 }
 
 impl Custom {
-    pub(crate) fn prune(&self, _version: &str, _object: &mut Value) -> Vec<String> {
+    pub(crate) fn prune(&self, _object: &mut Value) -> Vec<String> {
         Vec::new()
     }
     pub(crate) fn default(&self, _object: &mut Value) {}

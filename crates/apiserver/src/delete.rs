@@ -48,7 +48,10 @@ impl Options {
             options.propagation = "Orphan".into();
         }
         if !body.is_empty() {
-            let document = request::json(body)?;
+            let document = match call.content_type() {
+                "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(body)?,
+                _ => request::json(body)?,
+            };
             options.grace = document["gracePeriodSeconds"].as_i64().or(options.grace);
             let said = text(&document, "/propagationPolicy");
             if !said.is_empty() {

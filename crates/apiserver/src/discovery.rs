@@ -5,6 +5,7 @@ use crate::kinds::Kind;
 use crate::reply::{self, Reply};
 use crate::request::{Call, Form};
 use crate::status::{Result, Status};
+use gantry_kube_api::openapi;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -54,11 +55,35 @@ pub(crate) fn answer(api: &Arc<Api>, call: &Call) -> Result<Option<Reply>> {
             document["apiVersion"] = "v1".into();
             document
         }
+        ["openapi", "v3"] => openapi::v3_index(&places(&kinds)),
+        ["openapi", "v3", "api", version] => document(&kinds, "", version)?,
+        ["openapi", "v3", "apis", group, version] => document(&kinds, group, version)?,
+        ["openapi", "v2"] => openapi::v2(&[]),
         ["api", version] => resources(&kinds, "", version)?,
         ["apis", name, version] => resources(&kinds, name, version)?,
         _ => return Ok(None),
     };
     Ok(Some(reply::json(StatusCode::OK, &document)))
+}
+
+/// The documents of OpenAPI 3 and their hashes. A built-in group's document changes only with the program.
+fn places(kinds: &[Arc<Kind>]) -> Vec<(String, String)> {
+    let mut places = Vec::new();
+    for name in std::iter::once("").chain(groups(kinds)) {
+        for version in versions(kinds, name) {
+            let place = openapi::place(name, version);
+            let hash = openapi::hash(format!("{} {place}", env!("CARGO_PKG_VERSION")).as_bytes());
+            places.push((place, hash));
+        }
+    }
+    places
+}
+
+fn document(kinds: &[Arc<Kind>], group: &str, version: &str) -> Result<Value> {
+    if !versions(kinds, group).contains(&version) {
+        return Err(Status::no_resource());
+    }
+    openapi::v3(group, version, &[]).ok_or_else(Status::no_resource)
 }
 
 /// Groups in the order of the table, without core.

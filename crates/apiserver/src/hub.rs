@@ -10,6 +10,7 @@
 
 use crate::keys::Keys;
 use crate::object;
+use crate::rbac;
 use crate::status::{Result, Status};
 use bytes::Bytes;
 use gantry_store::{Error, Store, Watch, Watcher};
@@ -169,10 +170,16 @@ impl Hub {
     }
 
     /// Feeds the rings until the task is dropped.
-    pub(crate) async fn run(&self, mut watcher: Box<dyn Watcher>) {
+    pub(crate) async fn run(&self, mut watcher: Box<dyn Watcher>, rights_changed: impl Fn()) {
         loop {
             match watcher.next().await {
-                Ok(batch) => self.take(batch),
+                Ok(batch) => {
+                    let rights = rbac::PREFIX.as_bytes();
+                    if batch.events.iter().any(|e| e.key().starts_with(rights)) {
+                        rights_changed();
+                    }
+                    self.take(batch);
+                }
                 Err(Error::Compacted { .. }) => {
                     tracing::warn!(
                         "the watch of the store fell behind what it keeps; watchers catch up by themselves"
@@ -437,7 +444,7 @@ mod tests {
         let watcher = hub.start().await.unwrap();
         let feeding = tokio::spawn({
             let hub = hub.clone();
-            async move { hub.run(watcher).await }
+            async move { hub.run(watcher, || {}).await }
         });
         let mut live = hub.subscribe("/registry/core/k/", hub.reached()).unwrap();
         let late = put(&store, "a").await;

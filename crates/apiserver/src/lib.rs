@@ -19,7 +19,6 @@
 //! Spec: Kubernetes 1.35 API concepts and conventions.
 
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "parts that are called by what follows")]
 
 mod admission;
 mod auth;
@@ -27,10 +26,14 @@ mod custom;
 mod delete;
 mod discovery;
 mod hub;
+mod keeper;
 mod keys;
 mod kinds;
 mod managed;
 mod object;
+mod pods;
+mod protobuf;
+mod rbac;
 mod read;
 mod reply;
 mod request;
@@ -40,6 +43,7 @@ mod select;
 mod server;
 mod status;
 mod table;
+mod tokens;
 mod watch;
 mod write;
 
@@ -54,6 +58,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use hub::Hub;
 use keys::Keys;
 use kinds::{Kind, Registry};
+use rbac::Rbac;
 use request::{Call, Form, Place, Target};
 use serde_json::Value;
 use status::{Result, Status};
@@ -83,6 +88,7 @@ pub struct Api {
     keys: Arc<Keys>,
     hub: Arc<Hub>,
     registry: Registry,
+    rbac: Rbac,
     settings: Settings,
     stop: signal::Receiver<bool>,
 }
@@ -121,6 +127,7 @@ impl Api {
             keys,
             hub,
             registry: Registry::new(),
+            rbac: Rbac::default(),
             settings,
             stop,
         });
@@ -134,7 +141,10 @@ impl Api {
             .map_err(|status| gantry_base::Error::internal(status.message))
             .context(|| "making the first objects of the cluster".into())?;
         let hub = api.hub.clone();
-        api.spawn(async move { hub.run(watcher).await });
+        let rbac = api.clone();
+        api.spawn(async move { hub.run(watcher, || rbac.rbac.changed()).await });
+        api.spawn(api.clone().keep_namespaces());
+        api.spawn(api.clone().collect_garbage());
         api.spawn(api.clone().compact());
         Ok(api)
     }
@@ -169,6 +179,26 @@ impl Api {
         for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
             let object = serde_json::json!({"metadata": {"name": name}});
             self.make("", "v1", "namespaces", "", object).await?;
+        }
+        for (name, rules) in rbac::first_roles() {
+            let object = serde_json::json!({
+                "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+                    "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}},
+                "rules": rules,
+            });
+            self.make(rbac::GROUP, "v1", "clusterroles", "", object)
+                .await?;
+        }
+        for (name, groups) in rbac::FIRST_BINDINGS {
+            let subject = |group: &&str| serde_json::json!({"kind": "Group", "apiGroup": rbac::GROUP, "name": group});
+            let subjects: Vec<_> = groups.iter().map(subject).collect();
+            let object = serde_json::json!({
+                "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+                "roleRef": {"apiGroup": rbac::GROUP, "kind": "ClusterRole", "name": name},
+                "subjects": subjects,
+            });
+            self.make(rbac::GROUP, "v1", "clusterrolebindings", "", object)
+                .await?;
         }
         Ok(())
     }
@@ -210,6 +240,16 @@ impl Api {
         }
     }
 
+    /// The same from inside of another creation.
+    pub(crate) fn make_boxed<'a>(
+        self: &'a Arc<Self>,
+        plural: &'a str,
+        namespace: &'a str,
+        object: Value,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
+        Box::pin(self.make("", "v1", plural, namespace, object))
+    }
+
     /// Answers one request of an authenticated user. The one way in, for connections and for parts of the same process.
     pub async fn call<B>(
         self: &Arc<Self>,
@@ -248,7 +288,7 @@ impl Api {
     {
         let call = Call::new(user, method, uri, headers)?;
         let place = request::place(&self.registry, &call.method, &call.path, &call.query)?;
-        auth::authorize(self, &call, &place)?;
+        auth::authorize(self, &call, &place).await?;
         let target = match place {
             Place::Object(target) => target,
             Place::Path => return self.path(&call).await,
@@ -261,9 +301,18 @@ impl Api {
         }
         let body = request::body(body).await?;
         match target.verb {
-            "create" if target.subresource.is_empty() && !target.kind.virtual_kind => {
-                write::create(self, &call, &target, &body).await
-            }
+            "create" => match &target.subresource[..] {
+                "" if target.kind.virtual_kind && target.kind.group.is_empty() => {
+                    Err(Status::method_not_allowed())
+                }
+                "" if target.kind.virtual_kind => auth::review(self, &call, &target, &body).await,
+                "" => write::create(self, &call, &target, &body).await,
+                "token" => tokens::request(self, &call, &target, &body).await,
+                "binding" => pods::bind(self, &call, &target, &body).await,
+                "eviction" => pods::evict(self, &call, &target, &body).await,
+                "exec" | "attach" | "portforward" => self.read_one(&call, &target).await,
+                _ => Err(Status::method_not_allowed()),
+            },
             "update" => write::update(self, &call, &target, &body).await,
             "patch" => write::patch(self, &call, &target, &body).await,
             "delete" if target.subresource.is_empty() => {
@@ -429,6 +478,7 @@ impl Api {
         txn.when.append(&mut extra.when);
         txn.then.append(&mut extra.then);
         let done = self.store.txn(txn).await?;
+        self.touched(kind);
         if done.succeeded {
             return Ok(Some(Stored {
                 value,
@@ -472,6 +522,7 @@ impl Api {
         txn.when.append(&mut extra.when);
         txn.then.append(&mut extra.then);
         let done = self.store.txn(txn).await?;
+        self.touched(kind);
         Ok(done.succeeded.then_some(Stored {
             value,
             revision: done.revision,
@@ -488,7 +539,15 @@ impl Api {
     ) -> Result<bool> {
         let key = kind.key(namespace, name);
         let done = self.store.txn(Txn::remove(key, was.revision)).await?;
+        self.touched(kind);
         Ok(done.succeeded)
+    }
+
+    /// What is read from roles and bindings is read again at the next question, by whoever wrote too.
+    fn touched(&self, kind: &Kind) {
+        if kind.group == rbac::GROUP {
+            self.rbac.changed();
+        }
     }
 
     /// Whether kept bytes are of another version than `kind`.

@@ -3,6 +3,7 @@
 use crate::kinds::Kind;
 use crate::request::{Call, Target};
 use crate::status::{Fault, Result, Status};
+use gantry_kube_api::decode::{self, FieldValidation};
 use gantry_kube_api::schema::Schema;
 use gantry_kube_api::{defaults, validate};
 use serde_json::Value;
@@ -26,94 +27,52 @@ pub(crate) fn has_generation(kind: &Kind) -> bool {
 }
 
 /// Takes out what the type does not have. With `fieldValidation=Strict` that is a refusal, with `Warn` (the default) a warning.
+/// `problems` are those that the reading of the bytes found already.
 pub(crate) fn prune(
     call: &Call,
     kind: &Kind,
     object: &mut Value,
+    mut problems: Vec<String>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
-    let unknown = match &kind.custom {
-        Some(custom) => custom.prune(&kind.version, object),
-        None => {
-            let Some(schema) = Schema::of(&kind.api_version(), &kind.kind) else {
-                return Ok(());
-            };
-            let unknown = schema.unknown_fields(object);
-            for path in &unknown {
-                remove(object, path);
-            }
-            unknown
+    let validation = validation(call)?;
+    let api_version = kind.api_version();
+    match (&kind.custom, Schema::of(&api_version, &kind.kind)) {
+        (Some(custom), _) => problems.extend(custom.prune(object)),
+        (None, Some(schema)) => {
+            let unknown = decode::typed(schema, &kind.kind, object);
+            problems.extend(unknown.map_err(|why| {
+                Status::bad_request(decode::cannot_handle(
+                    &kind.kind,
+                    &api_version,
+                    &kind.kind,
+                    &why,
+                ))
+            })?);
         }
-    };
-    let unknown: Vec<_> = unknown
-        .iter()
-        .map(|path| format!("unknown field {path:?}"))
-        .collect();
-    if unknown.is_empty() {
-        return Ok(());
+        (None, None) => {}
     }
-    match call.query.get("fieldValidation") {
-        "" | "Warn" => warnings.extend(unknown),
-        "Ignore" => {}
-        "Strict" => {
-            let all = unknown.join(", ");
-            return Err(Status::bad_request(match &kind.custom {
-                Some(_) => format!("strict decoding error: {all}"),
-                None => format!(
-                    "{} in version {:?} cannot be handled as a {}: strict decoding error: {all}",
-                    kind.kind, kind.version, kind.kind
-                ),
-            }));
+    match validation {
+        FieldValidation::Strict if !problems.is_empty() => {
+            let why = decode::strict(&problems);
+            Err(Status::bad_request(if kind.custom.is_some() {
+                why
+            } else {
+                decode::cannot_handle(&kind.kind, &api_version, &kind.kind, &why)
+            }))
         }
-        other => {
-            return Err(Status::unprocessable(format!(
-                "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Invalid value: {other:?}: fieldValidation parameter must be one of \"Strict\", \"Warn\", or \"Ignore\""
-            )));
+        FieldValidation::Ignore => Ok(()),
+        _ => {
+            warnings.append(&mut problems);
+            Ok(())
         }
     }
-    Ok(())
 }
 
-/// Removes the field at a path such as `spec.containers[0].imagee`.
-fn remove(object: &mut Value, path: &str) {
-    let mut at = object;
-    let mut rest = path;
-    loop {
-        match at {
-            Value::Object(fields) => {
-                // A name of a field may itself hold a dot: the longest one that is there is meant.
-                if fields.shift_remove(rest).is_some() {
-                    return;
-                }
-                let name = fields
-                    .keys()
-                    .filter(|name| {
-                        rest.strip_prefix(name.as_str())
-                            .is_some_and(|after| after.starts_with(['.', '[']))
-                    })
-                    .max_by_key(|name| name.len())
-                    .cloned();
-                let Some(name) = name else {
-                    return;
-                };
-                rest = rest[name.len()..].trim_start_matches('.');
-                at = &mut fields[&name];
-            }
-            Value::Array(list) => {
-                let Some((index, after)) =
-                    rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
-                else {
-                    return;
-                };
-                let Some(item) = index.parse().ok().and_then(|i: usize| list.get_mut(i)) else {
-                    return;
-                };
-                rest = after.trim_start_matches('.');
-                at = item;
-            }
-            _ => return,
-        }
-    }
+fn validation(call: &Call) -> Result<FieldValidation> {
+    FieldValidation::parse(call.query.get("fieldValidation")).map_err(|why| {
+        Status::unprocessable(format!("CreateOptions.meta.k8s.io \"\" is invalid: {why}"))
+    })
 }
 
 /// Fills in what the client left open.

@@ -91,10 +91,11 @@ pub(crate) fn selector_text(selector: &Value) -> String {
 }
 
 pub(crate) fn decode(call: &Call, target: &Target, body: &[u8]) -> Result<Value> {
-    if !matches!(call.content_type(), "application/json" | "") {
-        return Err(Status::unsupported_media("application/json"));
-    }
-    let scale = request::json(body)?;
+    let scale = match call.content_type() {
+        "application/json" | "" => request::json(body)?,
+        "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(body)?,
+        _ => return Err(Status::unsupported_media("application/json")),
+    };
     let name = text(&scale, "/metadata/name");
     if !name.is_empty() && name != target.name {
         return Err(Status::bad_request(format!(

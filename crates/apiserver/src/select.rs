@@ -60,6 +60,22 @@ impl Selection {
         Ok(selection)
     }
 
+    /// Everything of a kind.
+    pub(crate) fn all(kind: &Kind) -> Self {
+        Self {
+            prefix: kind.prefix(),
+            ..Self::default()
+        }
+    }
+
+    /// Everything of a kind in a namespace.
+    pub(crate) fn within(kind: &Kind, namespace: &str) -> Self {
+        Self {
+            prefix: format!("{}{namespace}/", kind.prefix()),
+            ..Self::default()
+        }
+    }
+
     fn add(&mut self, kind: &Kind, part: &str) -> Result<()> {
         let (path, equal, value) = if let Some((path, value)) = part.split_once("!=") {
             (path, false, value)

@@ -1,7 +1,6 @@
 //! Connections: TLS with client certificates, HTTP/1.1 and HTTP/2, and their end together with the server.
 
 use crate::request::User;
-use crate::status::Status;
 use crate::{Api, Body, auth, reply};
 use gantry_base::{Result, ResultExt};
 use http::{HeaderValue, Request, Response, header};
@@ -121,10 +120,9 @@ async fn answer(
     request: Request<Incoming>,
 ) -> std::result::Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
-    let user = match certified {
-        Some(user) => user,
-        None if parts.headers.contains_key(header::AUTHORIZATION) => Err(Status::unauthorized()),
-        None => Ok(auth::anonymous()),
+    let user = match auth::authenticate(&api, certified, &parts.headers).await {
+        Ok(user) => auth::impersonate(&api, user, &parts.headers).await,
+        Err(status) => Err(status),
     };
     let mut answer = match user {
         Ok(user) => {

@@ -174,8 +174,9 @@ impl Status {
         let message = format!("Internal error occurred: {what}");
         Self::new(500, "InternalError", message)
     }
-    pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
-        Self::new(501, "NotImplemented", message)
+    /// A configuration that does not fit its type: 500 without a reason, as Kubernetes answers.
+    pub(crate) fn untyped(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
     }
     pub(crate) fn unavailable(message: impl Into<String>, seconds: u64) -> Self {
         let mut status = Self::new(503, "ServiceUnavailable", message);
@@ -216,8 +217,11 @@ impl Status {
         }
         let mut document = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": metadata,
-            "status": "Failure", "message": self.message, "reason": self.reason,
+            "status": "Failure", "message": self.message,
         });
+        if !self.reason.is_empty() {
+            document["reason"] = self.reason.into();
+        }
         if !details.is_empty() || self.code == StatusCode::NOT_FOUND {
             document["details"] = Value::Object(*details);
         }

@@ -9,10 +9,11 @@
 use crate::kinds::Kind;
 use crate::object::{self, metadata, text};
 use crate::reply::{self, Reply};
-use crate::request::{self, Call, Target};
+use crate::request::{Call, Target};
 use crate::status::{Result, Status};
-use crate::{Api, Stored, admission, delete, managed, rules, scale};
+use crate::{Api, Stored, admission, delete, managed, protobuf, rules, scale};
 use bytes::Bytes;
+use gantry_kube_api::decode::{self, Format};
 use gantry_kube_api::patch;
 use gantry_kube_api::schema::Schema;
 use http::StatusCode;
@@ -23,17 +24,41 @@ use std::sync::Arc;
 const TRIES: usize = 30;
 /// Tries to find a free name behind a generateName.
 const NAMES: usize = 8;
-const ACCEPTED_BODIES: &str = "application/json";
+const ACCEPTED_BODIES: &str =
+    "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 const ACCEPTED_PATCHES: &str = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml, application/strategic-merge-patch+json";
 
-/// Reads an object that belongs where it is sent. What is not said is filled in from the address.
-pub(crate) fn decode(call: &Call, target: &Target, body: &[u8]) -> Result<Value> {
-    match call.content_type() {
-        "application/json" | "" | "*/*" => {}
+/// Reads an object that belongs where it is sent. What is not said is filled in from the address, what is unknown is taken out.
+pub(crate) fn decode(
+    call: &Call,
+    target: &Target,
+    body: &[u8],
+    warnings: &mut Vec<String>,
+) -> Result<Value> {
+    let format = match call.content_type() {
+        "application/json" | "" | "*/*" => Format::Json,
+        "application/yaml" => Format::Yaml,
+        "application/vnd.kubernetes.protobuf" if target.kind.custom.is_none() => {
+            let mut object = protobuf::decode(body)?;
+            belongs(target, &mut object)?;
+            return Ok(object);
+        }
         _ => return Err(Status::unsupported_media(ACCEPTED_BODIES)),
+    };
+    let read = decode::read(body, format).map_err(|why| {
+        let kind = &target.kind.kind;
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): {why}"
+        ))
+    })?;
+    let mut object = read.object;
+    if !object.is_object() {
+        return Err(Status::bad_request(
+            "couldn't get version/kind; json parse error: an object was expected",
+        ));
     }
-    let mut object = request::json(body)?;
     belongs(target, &mut object)?;
+    rules::prune(call, &target.kind, &mut object, read.problems, warnings)?;
     Ok(object)
 }
 
@@ -105,8 +130,8 @@ pub(crate) async fn create(
     target: &Target,
     body: &[u8],
 ) -> Result<Reply> {
-    let object = decode(call, target, body)?;
     let mut warnings = Vec::new();
+    let object = decode(call, target, body, &mut warnings)?;
     let stored = create_object(api, call, target, object, &mut warnings).await?;
     let mut reply = api.answer(call, target, StatusCode::CREATED, &stored)?;
     reply::warn(&mut reply, &warnings);
@@ -122,7 +147,6 @@ pub(crate) async fn create_object(
     warnings: &mut Vec<String>,
 ) -> Result<Stored> {
     let kind = &target.kind;
-    rules::prune(call, kind, &mut object, warnings)?;
     let fields = metadata(&mut object);
     if fields
         .get("resourceVersion")
@@ -163,6 +187,7 @@ pub(crate) async fn create_object(
         }
         let mut extra = admission::create(api, call, target, &mut fresh, warnings).await?;
         rules::default(kind, &mut fresh);
+        tidy(&mut fresh);
         rules::validate(target, &fresh, None)?;
         managed::created(call, target, &mut fresh)?;
         let name = text(&fresh, "/metadata/name").to_owned();
@@ -189,9 +214,7 @@ pub(crate) async fn update(
     let change = if target.subresource == "scale" {
         Change::Scale(scale::decode(call, target, body)?)
     } else {
-        let mut object = decode(call, target, body)?;
-        rules::prune(call, &target.kind, &mut object, &mut warnings)?;
-        Change::Replace(object)
+        Change::Replace(decode(call, target, body, &mut warnings)?)
     };
     let (stored, _) = change_object(api, call, target, &change, &mut warnings).await?;
     let mut reply = scale::answer(api, call, target, &stored)?;
@@ -213,7 +236,7 @@ pub(crate) async fn patch(
         "application/strategic-merge-patch+json" if target.kind.custom.is_none() => {
             Change::Strategic(serde_json::from_slice(body).map_err(bad)?)
         }
-        "application/apply-patch+yaml" => return managed::apply(api, call, target, body).await,
+        managed::APPLY => return managed::apply(api, call, target, body).await,
         _ => return Err(Status::unsupported_media(ACCEPTED_PATCHES)),
     };
     let (stored, _) = change_object(api, call, target, &change, &mut warnings).await?;
@@ -261,6 +284,7 @@ pub(crate) async fn change_object(
         keep(target, &old, &mut new)?;
         let mut extra = admission::update(api, call, target, &old, &mut new).await?;
         rules::default(kind, &mut new);
+        tidy(&mut new);
         rules::validate(target, &new, Some(&old))?;
         if !matches!(change, Change::Applied { .. }) {
             managed::changed(call, target, &old, &mut new)?;
@@ -389,7 +413,7 @@ fn changed(
             text(old, "/metadata/uid"),
         ));
     }
-    rules::prune(call, kind, &mut patched, warnings)?;
+    rules::prune(call, kind, &mut patched, Vec::new(), warnings)?;
     Ok(patched)
 }
 
@@ -489,6 +513,22 @@ pub(crate) fn put(object: &mut Value, name: &str, value: Option<Value>) {
         Some(value) => fields.insert(name.to_owned(), value),
         None => fields.shift_remove(name),
     };
+}
+
+/// Maps and lists of the metadata that became empty go, as they do in Kubernetes' own structs.
+fn tidy(object: &mut Value) {
+    let fields = metadata(object);
+    for name in ["annotations", "labels", "finalizers", "ownerReferences"] {
+        let empty = match fields.get(name) {
+            Some(Value::Object(map)) => map.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(Value::Null) => true,
+            _ => false,
+        };
+        if empty {
+            fields.shift_remove(name);
+        }
+    }
 }
 
 /// Whether anything but the books changed: a manager's time alone is no change.
