@@ -75,11 +75,12 @@ impl Pair {
             let line: Value = serde_json::from_str(line).ok()?;
             (line["level"] == "error").then(|| line["msg"].as_str().map(str::to_owned))?
         });
+        let streams = fs::read_to_string(&err).unwrap();
         let same = |text: &str| text.replace(&id, "ID").replace("gantry-runtime", "runc");
         Ran {
             code: status.code().unwrap_or(-1),
             out: same(&fs::read_to_string(&out).unwrap()),
-            err: same(said.as_deref().unwrap_or_default()).replace("/usr/sbin/", ""),
+            err: same(said.as_deref().unwrap_or(&streams)).replace("/usr/sbin/", ""),
         }
     }
 
@@ -214,6 +215,12 @@ fn refusals_without_a_container() {
     for command in ["list", "spec", "features"] {
         pair.alike(&[command, "more"], 1, "requires exactly 0 argument(s)");
         pair.alike(&[command, "-x"], 1, "flag provided but not defined: -x");
+    }
+    for words in [
+        &["--log", "/nosuch/x", "list"][..],
+        &["--root", "/proc/x", "create", "-b", "BUNDLE", "ID"],
+    ] {
+        pair.alike(words, 1, "no such file or directory");
     }
     pair.alike(&["nosuch"], 3, "No help topic for 'nosuch'");
     // Every flag that runc's help names is in ours.

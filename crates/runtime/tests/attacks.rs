@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use world::{PROGRAM, Ran, World, no_change};
+use world::{PROGRAM, Ran, World, no_change, prompt};
 
 #[cfg(target_arch = "x86_64")]
 mod number {
@@ -127,24 +127,6 @@ fn perl_in(world: &mut World, script: &str, change: impl FnOnce(&mut Value)) -> 
     let ran = world.call(&["run", "-b", bundle.to_str().unwrap(), &id]);
     assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
     ran.out
-}
-
-/// Fails the test instead of hanging it when the runtime can be held up.
-fn promptly(mut command: Command) -> Ran {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if began.elapsed() > Duration::from_secs(20) {
-            child.kill().unwrap();
-            panic!("the runtime is held up by the container");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.wait_with_output().unwrap().into()
 }
 
 /// CVE-2019-5736: a process of ours that is in the container is seen there, and its program could be written through `/proc/<pid>/exe`.
@@ -265,7 +247,7 @@ fn a_working_directory_through_a_leaked_descriptor_is_refused() {
             .arg(world.directory.join("state"))
             .args(words)
             .stdin(Stdio::null());
-        promptly(command)
+        prompt(command)
     };
     let refused = |ran: &Ran, cwd: &str| {
         let why = [
@@ -539,7 +521,7 @@ fn exec_into_a_hostile_container() {
     let exec = |words: &[&str]| {
         let mut all = vec!["exec"];
         all.extend(words);
-        promptly(world.program(&all))
+        prompt(world.program(&all))
     };
     let shell = |script: &str| {
         let ran = exec(&[&id, "/bin/busybox", "sh", "-c", script]);

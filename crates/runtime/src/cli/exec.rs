@@ -254,13 +254,13 @@ fn process(flags: &Flags, spec: &Spec) -> Result<Process, Failure> {
             Some((uid, gid)) => (uid, Some(gid)),
             None => (user, None),
         };
-        let number = |text: &str| {
+        let number = |text: &str, what: &str| {
             text.parse()
-                .map_err(|_| Failure::new(format!("parsing {text} as int for uid failed")))
+                .map_err(|_| Failure::new(format!("parsing {text} as int for {what} failed")))
         };
-        process.user.uid = number(uid)?;
+        process.user.uid = number(uid, "uid")?;
         if let Some(gid) = gid {
-            process.user.gid = number(gid)?;
+            process.user.gid = number(gid, "gid")?;
         }
         process.user.username = String::new();
     }

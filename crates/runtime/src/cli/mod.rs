@@ -136,6 +136,15 @@ pub fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    // Found out before anything is made. Not kept open: it would get the number of a descriptor that the caller did not pass on.
+    if let Some(log) = &globals.log
+        && let Err(e) = open_log(log)
+    {
+        let e = crate::launch::errno_text(&e);
+        let failure = Failure::new(format!("open {}: {e}", log.display()));
+        complain(None, None, &failure);
+        return ExitCode::FAILURE;
+    }
     globals.debug(|| {
         format!(
             "gantry-runtime {} as user {}, root {}: {arguments:?}",
@@ -240,6 +249,11 @@ fn complain(globals: Option<&Globals>, command: Option<&help::Command>, failure:
     say(globals, "error", &failure.text);
 }
 
+fn open_log(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    let mut options = std::fs::OpenOptions::new();
+    options.append(true).create(true).open(path)
+}
+
 fn say(globals: Option<&Globals>, level: &str, text: &str) {
     let time = store::rfc3339(std::time::SystemTime::now(), 0);
     let json = serde_json::json!({ "level": level, "msg": text, "time": time });
@@ -252,10 +266,7 @@ fn say(globals: Option<&Globals>, level: &str, text: &str) {
     };
     let log = globals.and_then(|g| g.log.as_ref());
     let logged = log.is_some_and(|path| {
-        std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
+        open_log(path)
             .and_then(|mut file| file.write_all(line.as_bytes()))
             .is_ok()
     });

@@ -48,6 +48,11 @@ pub(super) fn check_id(id: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+fn failed(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let error = crate::launch::errno_text(error);
+    Failure::new(format!("{what} {}: {error}", path.display()))
+}
+
 /// Claims the name; fails when somebody has it.
 pub(super) fn claim(globals: &Globals, id: &str) -> Result<PathBuf, Failure> {
     check_id(id)?;
@@ -61,7 +66,8 @@ pub(super) fn claim(globals: &Globals, id: &str) -> Result<PathBuf, Failure> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&globals.root)?;
+            .create(&globals.root)
+            .map_err(|e| failed("mkdir", &globals.root, &e))?;
         // Somebody else may have made both by now.
         made = make();
     }
@@ -69,7 +75,7 @@ pub(super) fn claim(globals: &Globals, id: &str) -> Result<PathBuf, Failure> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             return Err(Failure::new("container with given ID already exists"));
         }
-        other => other?,
+        other => other.map_err(|e| failed("mkdir", &directory, &e))?,
     }
     Ok(directory)
 }

@@ -217,9 +217,9 @@ impl Freezer {
     }
 }
 
-/// A command that nothing may keep waiting.
+/// Fails the test instead of hanging it when the runtime can be held up.
 #[track_caller]
-fn prompt(mut command: Command) -> Ran {
+pub fn prompt(mut command: Command) -> Ran {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
