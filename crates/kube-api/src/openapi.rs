@@ -9,7 +9,7 @@
 
 mod encoded;
 
-pub use encoded::protobuf;
+pub use encoded::{MEDIA_TYPE, protobuf};
 
 use crate::resources::{self, Resource};
 use crate::schema::Schema;
@@ -355,7 +355,7 @@ impl Writer {
             "APIVersion defines the versioned schema of this representation of an object.";
         const KIND: &str =
             "Kind is a string value representing the REST resource this object represents.";
-        if !schema["properties"].is_object() {
+        if !get(&schema, "properties").is_object() {
             schema["properties"] = json!({});
         }
         schema["properties"]["apiVersion"] = strings(VERSION);

@@ -91,6 +91,20 @@ pub(crate) fn object_mut<'a>(
     value.as_object_mut()
 }
 
+/// Puts a value behind several steps, making objects on the way; what is no object stays as it is.
+pub(crate) fn put(value: &mut Value, path: &[&str], new: Value) {
+    let Some((name, rest)) = path.split_first() else {
+        *value = new;
+        return;
+    };
+    if value.is_null() {
+        *value = Value::Object(Map::new());
+    }
+    if let Some(object) = value.as_object_mut() {
+        put(object.entry(*name).or_insert(Value::Null), rest, new);
+    }
+}
+
 /// Equal as Kubernetes compares: null, missing and empty are the same, quantities compare by their number where both are quantities.
 pub(crate) fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {

@@ -1,10 +1,14 @@
 //! The document of OpenAPI version 2 in the protobuf form that Go clients ask for
-//! (`application/com.github.proto-openapi.spec.v2@v1.0+protobuf`).
+//! (`application/com.github.proto-openapi.spec.v2@v1.0+protobuf`). The answer must call itself [`MEDIA_TYPE`]: clients cannot
+//! parse the name that they ask with.
 //!
 //! Spec: gnostic, `openapi.v2.Document`. Numbers of fields are those of its definition; extensions are YAML, which JSON is.
 
 use crate::view::{entries, flag, get, list, text, words};
 use serde_json::Value;
+
+/// The media type of the encoded document.
+pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Encodes what [`crate::openapi::v2`] made.
 pub fn protobuf(document: &Value) -> Vec<u8> {

@@ -207,7 +207,7 @@ fn pod_update(object: &Value, old: &Value, errors: &mut Errors) {
             .flatten()
             .zip(images)
         {
-            container["image"] = image;
+            crate::view::put(container, &["image"], image);
         }
     }
     for field in ["activeDeadlineSeconds", "schedulingGates", "tolerations"] {

@@ -6,7 +6,7 @@ use super::volume::{driver_name, host_path};
 use crate::field::{Errors, Path};
 use crate::names;
 use crate::quantity::Quantity;
-use crate::view::{at, entries, get, has, is_set, quantity, same, text, words};
+use crate::view::{at, entries, get, has, is_set, put, quantity, same, text, words};
 use serde_json::{Value, json};
 
 const MODES: &[&str] = &[
@@ -93,15 +93,20 @@ pub(super) fn claim(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let before = get(old, "spec");
     let (mut new, mut known) = (spec.clone(), before.clone());
     if text(before, "volumeName").is_empty() {
-        known["volumeName"] = get(spec, "volumeName").clone();
+        put(&mut known, &["volumeName"], get(spec, "volumeName").clone());
     }
     if !has(before, "storageClassName") {
-        known["storageClassName"] = get(spec, "storageClassName").clone();
+        put(
+            &mut known,
+            &["storageClassName"],
+            get(spec, "storageClassName").clone(),
+        );
     }
     if text(get(object, "status"), "phase") == "Bound" {
-        new["resources"]["requests"]["storage"] =
-            at(before, &["resources", "requests", "storage"]).clone();
-        new["volumeAttributesClassName"] = get(before, "volumeAttributesClassName").clone();
+        let size = at(before, &["resources", "requests", "storage"]).clone();
+        put(&mut new, &["resources", "requests", "storage"], size);
+        let class = get(before, "volumeAttributesClassName").clone();
+        put(&mut new, &["volumeAttributesClassName"], class);
     }
     if !same(&new, &known) {
         errors.forbidden(

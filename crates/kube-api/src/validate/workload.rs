@@ -8,7 +8,7 @@ use super::pod::{selected, template, template_metadata};
 use crate::cron::Schedule;
 use crate::field::{Errors, Path};
 use crate::names;
-use crate::view::{at, flag, get, has, int, is_set, is_zero, list, number, same, text};
+use crate::view::{at, flag, get, has, int, is_set, is_zero, list, number, put, same, text};
 use serde_json::{Value, json};
 
 fn selector(spec: &Value, path: &Path, empty: &str, errors: &mut Errors) {
@@ -375,9 +375,10 @@ pub(super) fn job(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     if flag(before, "suspend") && is_zero(at(old, &["status", "startTime"])) {
         for field in ["nodeSelector", "affinity", "tolerations", "schedulingGates"] {
             let value = at(before, &["template", "spec", field]).clone();
-            template["spec"][field] = value;
+            put(&mut template, &["spec", field], value);
         }
-        template["metadata"] = at(before, &["template", "metadata"]).clone();
+        let metadata = at(before, &["template", "metadata"]).clone();
+        put(&mut template, &["metadata"], metadata);
     }
     if !same(&template, get(before, "template")) {
         errors.invalid(
