@@ -526,6 +526,11 @@ fn service(object: &mut Object) {
         _ => {}
     }
     set(spec, "type", "ClusterIP");
+    // The old field and the first of the new ones are one.
+    let address = word(spec, "clusterIP").to_owned();
+    if !address.is_empty() && word(spec, "type") != "ExternalName" {
+        set_zero(spec, "clusterIPs", json!([address]));
+    }
     for port in items_mut(spec, "ports") {
         set(port, "protocol", "TCP");
         if let Some(number) = port.get("port").cloned() {
@@ -625,7 +630,41 @@ fn stateful_set(object: &mut Object) {
     status(object, json!({"availableReplicas": 0, "replicas": 0}));
 }
 
+/// Once a job has its name and uid, its pods are told apart by them, unless it brings a selector of its own.
+fn job_selector(object: &mut Object) {
+    let metadata = object.get("metadata").unwrap_or(&Value::Null);
+    let (uid, name) = (
+        text(metadata, "uid").to_owned(),
+        text(metadata, "name").to_owned(),
+    );
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
+    if uid.is_empty() || name.is_empty() || on(spec, "manualSelector") {
+        return;
+    }
+    let labels = object_mut(spec, "template")
+        .and_then(|template| object_mut(template, "metadata"))
+        .and_then(|metadata| object_mut(metadata, "labels"));
+    if let Some(labels) = labels {
+        for (key, value) in [
+            ("batch.kubernetes.io/controller-uid", &uid),
+            ("batch.kubernetes.io/job-name", &name),
+            ("controller-uid", &uid),
+            ("job-name", &name),
+        ] {
+            set(labels, key, value.as_str());
+        }
+    }
+    if let Some(wanted) = object_mut(spec, "selector").and_then(|s| object_mut(s, "matchLabels")) {
+        set(wanted, "batch.kubernetes.io/controller-uid", uid);
+    }
+}
+
 fn job(object: &mut Object) {
+    labels_from_template(object, false);
+    job_selector(object);
+    // A template without labels has the generated ones now.
     labels_from_template(object, false);
     let Some(spec) = object_mut(object, "spec") else {
         return;
@@ -860,6 +899,17 @@ mod tests {
         assert_eq!(job["spec"]["completions"], 1);
         assert_eq!(job["spec"]["backoffLimit"], 6);
         assert_eq!(job["metadata"]["labels"], json!({"a": "b"}));
+        let mut named = job;
+        named["metadata"]["uid"] = json!("u");
+        let named = defaulted(named);
+        assert_eq!(
+            named["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
+        );
+        assert_eq!(
+            named["spec"]["template"]["metadata"]["labels"]["job-name"],
+            "a"
+        );
     }
 
     #[test]

@@ -839,6 +839,13 @@ fn cases() -> Vec<(&'static str, Value, Vec<String>)> {
         &["spec.backoffLimit: Invalid value: -1: must be greater than or equal to 0"],
     );
     add(
+        "Job",
+        json!({"/metadata/uid": "u", "/spec/manualSelector": false}),
+        &[
+            "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"a\",\"batch.kubernetes.io/controller-uid\":\"u\"}}: `selector` not auto-generated",
+        ],
+    );
+    add(
         "CronJob",
         json!({"/spec/schedule": ""}),
         &["spec.schedule: Required value"],

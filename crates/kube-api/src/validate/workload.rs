@@ -342,6 +342,7 @@ pub(super) fn job(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     } else {
         label_selector(get(spec, "selector"), &path.child("selector"), errors);
         selected(spec, &path, errors);
+        generated_selector(object, errors);
     }
     let Some(old) = old else { return };
     let before = get(old, "spec");
@@ -385,6 +386,37 @@ pub(super) fn job(object: &Value, old: Option<&Value>, errors: &mut Errors) {
             &path.child("template"),
             get(spec, "template").clone(),
             IMMUTABLE,
+        );
+    }
+}
+
+/// A selector that the job did not bring itself must be the one that its uid and name give.
+fn generated_selector(object: &Value, errors: &mut Errors) {
+    let (spec, metadata) = (get(object, "spec"), get(object, "metadata"));
+    let (uid, name) = (text(metadata, "uid"), text(metadata, "name"));
+    if flag(spec, "manualSelector") || uid.is_empty() {
+        return;
+    }
+    let path = Path::new("spec");
+    let labels = super::meta::template_labels(spec);
+    let here = path.child("template").child("metadata").child("labels");
+    for (key, value) in [
+        ("controller-uid", uid),
+        ("job-name", name),
+        ("batch.kubernetes.io/controller-uid", uid),
+        ("batch.kubernetes.io/job-name", name),
+    ] {
+        if text(labels, key) != value {
+            errors.invalid(&here.key(key), labels.clone(), format!("must be '{value}'"));
+        }
+    }
+    let expected = json!({"controller-uid": uid, "job-name": name,
+        "batch.kubernetes.io/controller-uid": uid, "batch.kubernetes.io/job-name": name});
+    if !super::meta::chooses(get(spec, "selector"), &expected) {
+        errors.invalid(
+            &path.child("selector"),
+            get(spec, "selector").clone(),
+            "`selector` not auto-generated",
         );
     }
 }
