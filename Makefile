@@ -4,7 +4,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 XTASK = cargo run --quiet --package xtask --
 
-.PHONY: help up build test test-long test-guest check deny doc install uninstall conformance-docker
+.PHONY: help up build test test-long test-guest check deny doc install uninstall conformance-docker conformance-registry
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,6 +41,9 @@ test-guest: ## pure cgroup v2: the runtime on a Debian kernel in QEMU (10 s with
 conformance-docker: build ## other people's Docker clients against this build: 200 commands of the docker client, the Python SDK's tests
 	$(XTASK) setup test
 	python3 conformance/docker.py target/release/gantry
+
+conformance-registry: build ## oras and cosign (and the official suite, OCI_SUITE=PROGRAM) against this build's registry
+	python3 conformance/registry.py target/release/gantry
 
 check: ## the quick part: format, lints, tidy
 	$(XTASK) check

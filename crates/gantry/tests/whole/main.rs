@@ -16,6 +16,7 @@ mod instance;
 mod naming;
 mod network;
 mod networks;
+mod own_registry;
 mod registry_clients;
 mod survival;
 mod verbs;
