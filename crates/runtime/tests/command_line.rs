@@ -104,7 +104,7 @@ fn refusals_in_runcs_words_and_with_its_exit_codes() {
 
 #[test]
 fn the_log_is_what_engines_parse() {
-    let Some(world) = World::new() else {
+    let Some(mut world) = World::new() else {
         return;
     };
     let log = world.directory.join("log.json");
@@ -133,6 +133,38 @@ fn the_log_is_what_engines_parse() {
         (&json!("error"), &json!("container does not exist"))
     );
     assert!(last["time"].as_str().unwrap().ends_with('Z'));
+    // Who looks for what went wrong finds every step.
+    let bundle = world.bundle(&["sh", "-c", "exit 4"], no_change);
+    let id = world.id();
+    fs::remove_file(&log).unwrap();
+    let words = ["--log-format", "json", "--debug", "run", "-b"];
+    let ran = world
+        .program(&["--log", log.to_str().unwrap()])
+        .args(words)
+        .args([bundle.to_str().unwrap(), &id])
+        .output()
+        .unwrap();
+    assert_eq!(ran.status.code(), Some(4));
+    assert!(ran.stderr.is_empty(), "all of it is in the log");
+    let text = fs::read_to_string(&log).unwrap();
+    let said: Vec<Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    for step in [
+        "gantry-runtime ",
+        "bundle ",
+        "state in ",
+        "container init is process ",
+        "the program was executed",
+        "the program ended: exit status 4",
+        "done: exit status 4",
+    ] {
+        let found = |line: &Value| {
+            line["level"] == "debug" && line["msg"].as_str().unwrap().starts_with(step)
+        };
+        assert!(said.iter().any(found), "{step}: {text}");
+    }
 }
 
 #[test]
