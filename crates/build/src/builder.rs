@@ -192,6 +192,11 @@ impl Builder {
         })))
     }
 
+    /// The files of a URL, as a context.
+    pub async fn fetch_context(&self, url: &str, workspace: &Workspace) -> Result<Arc<Folder>> {
+        crate::fetch::context(url, workspace).await
+    }
+
     pub fn engine(&self) -> &Engine {
         &self.0.engine
     }
@@ -541,7 +546,7 @@ impl Build {
             if let Some(url) = self.request.contexts.get(name)
                 && !url.starts_with("local:")
             {
-                return crate::fetch::context(self, url).await;
+                return crate::fetch::context(url, &self.workspace).await;
             }
             let wanted = match name {
                 MAIN => self.wanted_paths(needed),
@@ -573,15 +578,26 @@ impl Build {
             None if needed.len() == 1 => String::new(),
             None => format!("stage-{index}"),
         };
+        let is_visible = |step: &dockerfile::Step| {
+            matches!(
+                step.instruction,
+                Instruction::Run(_)
+                    | Instruction::Copy(_)
+                    | Instruction::Add(_)
+                    | Instruction::Workdir(_)
+            )
+        };
+        let visible = |steps: &[dockerfile::Step]| steps.iter().filter(|s| is_visible(s)).count();
         StepInfo {
             id: first + place,
             total: needed.iter().map(|i| length(*i)).sum(),
             stage: name,
-            place: place + 1,
-            places: length(index),
+            place: 1 + visible(&stage.steps[..place]),
+            places: 1 + visible(&stage.steps),
             text,
             line,
             trigger: false,
+            visible: place == 0 || is_visible(&stage.steps[place - 1]),
         }
     }
 

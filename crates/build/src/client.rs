@@ -72,7 +72,7 @@ pub struct StepInfo {
     pub id: usize,
     /// Steps of the build, without triggers.
     pub total: usize,
-    /// The stage's name or number, and this step's place in it, for `[stage 2/5]`.
+    /// The stage's name or number, and this step's place among its visible ones, for `[stage 2/5]`.
     pub stage: String,
     pub place: usize,
     pub places: usize,
@@ -81,6 +81,8 @@ pub struct StepInfo {
     pub line: usize,
     /// An `ONBUILD` trigger of the base image; shown with the step `id`, the `FROM`.
     pub trigger: bool,
+    /// It does something with files; the others only write down.
+    pub visible: bool,
 }
 
 /// How a step ended.

@@ -6,6 +6,7 @@ use crate::client::{Folder, StepInfo};
 use crate::dockerfile::Copy;
 use crate::stage::Piece;
 use gantry_base::{Error, Result};
+use gantry_image::steps::Workspace;
 use gantry_linux::mount::open_in_root;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -44,7 +45,7 @@ pub(crate) async fn add(
 }
 
 /// A named context that is a URL.
-pub(crate) async fn context(_build: &Build, url: &str) -> Result<Arc<Folder>> {
+pub(crate) async fn context(url: &str, _workspace: &Workspace) -> Result<Arc<Folder>> {
     Err(Error::new(
         gantry_base::ErrorKind::NotImplemented,
         format!("the named context {url} is not supported: it is a folder or docker-image://…"),

@@ -148,7 +148,7 @@ fn credentials(call: &Call) -> BTreeMap<String, Credentials> {
 pub(crate) async fn build(mut call: Call) -> Result<Reply> {
     let query = call.query();
     if query.get("version") == "2" {
-        return session(call).await;
+        return crate::buildkit::older_build(call).await;
     }
     let mut request = request(&query)?;
     let quiet = query.is("q");
@@ -178,7 +178,7 @@ pub(crate) async fn build(mut call: Call) -> Result<Reply> {
         folder: Arc::new(folder),
         credentials,
     });
-    let (builder, engine) = (call.builder.clone(), call.engine.clone());
+    let (builder, engine) = (call.builds.builder().clone(), call.engine.clone());
     tokio::spawn(async move {
         let tags = request.tags.clone();
         let building = builder.build(request, client, progress.clone());
@@ -500,7 +500,7 @@ pub(crate) async fn prune(call: Call) -> Result<Reply> {
             before = Some(now - span);
         }
     }
-    let builder = call.builder.clone();
+    let builder = call.builds.builder().clone();
     let (keys, freed) = blocking(move || builder.prune(before)).await?;
     let keys: Vec<String> = keys
         .into_iter()
@@ -519,10 +519,4 @@ pub(crate) async fn cancel(call: Call) -> Result<Reply> {
         return Err(Error::invalid("build ID not provided"));
     }
     Ok(Reply::no_content())
-}
-
-pub(crate) async fn session(_call: Call) -> Result<Reply> {
-    Err(unsupported(
-        "BuildKit sessions are not supported: build with DOCKER_BUILDKIT=0",
-    ))
 }

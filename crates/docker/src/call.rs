@@ -24,7 +24,7 @@ const DISCARD: Duration = Duration::from_secs(10);
 
 pub(crate) struct Call {
     pub(crate) engine: Engine,
-    pub(crate) builder: gantry_build::Builder,
+    pub(crate) builds: crate::buildkit::Builds,
     pub(crate) version: ApiVersion,
     /// What stands in the path's variable part, decoded.
     pub(crate) name: String,

@@ -18,6 +18,7 @@
 
 mod archive;
 mod build;
+mod buildkit;
 mod call;
 mod containers;
 mod disk;
@@ -35,5 +36,5 @@ mod transfer;
 mod volumes;
 mod websocket;
 
-pub use gantry_build::Builder;
+pub use buildkit::Builds;
 pub use server::serve;

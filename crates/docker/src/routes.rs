@@ -6,7 +6,8 @@
 use crate::call::Call;
 use crate::reply::Reply;
 use crate::{
-    archive, build, containers, disk, events, exec, images, networks, system, transfer, volumes,
+    archive, build, buildkit, containers, disk, events, exec, images, networks, system, transfer,
+    volumes,
 };
 use gantry_base::Result;
 use gantry_docker_api::query;
@@ -105,8 +106,8 @@ static TABLE: &[Route] = routes! {
     POST "/build" => build::build,
     POST "/build/prune" => build::prune,
     POST "/build/cancel" => build::cancel,
-    POST "/session" => build::session,
-    POST "/grpc" => build::session,
+    POST "/session" => buildkit::session,
+    POST "/grpc" => buildkit::grpc,
 
     GET "/volumes" => volumes::list,
     POST "/volumes/create" => volumes::create,

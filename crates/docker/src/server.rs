@@ -1,10 +1,10 @@
 //! Connections: accept, serve, and end together with the daemon.
 
+use crate::buildkit::Builds;
 use crate::call::{Call, Remaining};
 use crate::reply::{Body, Reply, stopped};
 use crate::{error, routes};
 use gantry_base::{Result, ResultExt};
-use gantry_build::Builder;
 use gantry_docker_api::version;
 use gantry_engine::Engine;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -32,7 +32,7 @@ const GRACE: Duration = Duration::from_millis(1500);
 /// under way are done. Long streams (logs, events, attach, wait) are cut at that point.
 pub async fn serve(
     engine: Engine,
-    builder: Builder,
+    builds: Builds,
     listener: UnixListener,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
@@ -52,9 +52,9 @@ pub async fn serve(
         };
         match accepted {
             Ok((socket, _)) => {
-                let (engine, builder, stop) = (engine.clone(), builder.clone(), stop.clone());
+                let (engine, builds, stop) = (engine.clone(), builds.clone(), stop.clone());
                 tokio::spawn(async move {
-                    connection(socket, engine, builder, stop).await;
+                    connection(socket, engine, builds, stop).await;
                     drop(place);
                 });
             }
@@ -84,12 +84,12 @@ fn is_passing(e: &std::io::Error) -> bool {
 async fn connection(
     socket: UnixStream,
     engine: Engine,
-    builder: Builder,
+    builds: Builds,
     stop: watch::Receiver<bool>,
 ) {
     let service = {
         let stop = stop.clone();
-        service_fn(move |request| answer(request, engine.clone(), builder.clone(), stop.clone()))
+        service_fn(move |request| answer(request, engine.clone(), builds.clone(), stop.clone()))
     };
     let serving = http1::Builder::new()
         .max_header_size(HEADER_LIMIT)
@@ -117,10 +117,10 @@ async fn connection(
 async fn answer(
     request: Request<Incoming>,
     engine: Engine,
-    builder: Builder,
+    builds: Builds,
     stop: watch::Receiver<bool>,
 ) -> Result<Response<Body>, Infallible> {
-    let mut response = respond(request, engine, builder, stop).await.0;
+    let mut response = respond(request, engine, builds, stop).await.0;
     let headers = response.headers_mut();
     for (name, value) in &COMMON {
         headers.insert(name, HeaderValue::from_static(value));
@@ -145,7 +145,7 @@ static COMMON: [(http::HeaderName, &str); 4] = [
 async fn respond(
     request: Request<Incoming>,
     engine: Engine,
-    builder: Builder,
+    builds: Builds,
     stop: watch::Receiver<bool>,
 ) -> Reply {
     let mut request = request;
@@ -161,7 +161,7 @@ async fn respond(
     };
     let call = Call {
         engine,
-        builder,
+        builds,
         version,
         name,
         parts,

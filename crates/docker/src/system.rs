@@ -20,8 +20,8 @@ pub(crate) async fn ping(_call: Call) -> Result<Reply> {
     Ok(Reply::text("OK")
         .with(header::CACHE_CONTROL, "no-cache, no-store, must-revalidate")
         .with(header::PRAGMA, "no-cache")
-        // 1: the classic builder; 2 would make clients open BuildKit sessions.
-        .with(HeaderName::from_static("builder-version"), "1")
+        // 2: BuildKit sessions; clients without them use the classic builder all the same.
+        .with(HeaderName::from_static("builder-version"), "2")
         .with(HeaderName::from_static("swarm"), "inactive"))
 }
 

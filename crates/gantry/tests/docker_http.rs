@@ -282,7 +282,7 @@ fn ping_version_and_info() {
             ("api-version", "1.50"),
             ("docker-experimental", "false"),
             ("ostype", "linux"),
-            ("builder-version", "1"),
+            ("builder-version", "2"),
             ("content-type", "text/plain; charset=utf-8"),
             ("content-length", "2"),
             ("cache-control", "no-cache, no-store, must-revalidate"),

@@ -134,13 +134,13 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             opened = Engine::open(engine_settings(settings, instance)) => opened.map_err(|e| anyhow::anyhow!(e.chain()))?,
             () = end.wait() => return Ok(()),
         };
-        let builder = gantry_docker::Builder::new(engine.clone()).map_err(|e| anyhow::anyhow!(e.chain()))?;
+        let builds = gantry_docker::Builds::new(engine.clone()).map_err(|e| anyhow::anyhow!(e.chain()))?;
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let face = match socket {
             Some(socket) => {
                 let listener = tokio::net::UnixListener::from_std(socket)
                     .context("handing the socket to the async runtime")?;
-                Some(tokio::spawn(gantry_docker::serve(engine.clone(), builder.clone(), listener, stopped.clone())))
+                Some(tokio::spawn(gantry_docker::serve(engine.clone(), builds.clone(), listener, stopped.clone())))
             }
             None => None,
         };
@@ -164,7 +164,7 @@ fn serve(began: Instant, settings: &Settings, up: &UpArgs, talk: &mut Talk) -> a
             Some(socket) => {
                 let listener = tokio::net::UnixListener::from_std(socket)
                     .context("handing the front's socket to the async runtime")?;
-                Some(tokio::spawn(gantry_docker::serve(engine.clone(), builder.clone(), listener, stopped.clone())))
+                Some(tokio::spawn(gantry_docker::serve(engine.clone(), builds.clone(), listener, stopped.clone())))
             }
             None => None,
         };

@@ -158,3 +158,121 @@ fn what_is_wrong_is_said_in_dockers_words() {
     );
     world.purge();
 }
+
+/// BuildKit's two clients: the one built into docker 20.10, and buildx; those that are there.
+fn buildkits(world: &World) -> Vec<(&'static str, Vec<String>)> {
+    let mut found = Vec::new();
+    let version = std::process::Command::new("/usr/bin/docker")
+        .arg("--version")
+        .output();
+    if version.is_ok_and(|done| String::from_utf8_lossy(&done.stdout).contains("version 20.")) {
+        found.push((
+            "older",
+            vec!["/usr/bin/docker".to_owned(), "build".to_owned()],
+        ));
+    }
+    if let Some(buildx) = gantry_testkit::images::buildx() {
+        let plugins = world.folder().join("docker-config/cli-plugins");
+        std::fs::create_dir_all(&plugins).unwrap();
+        std::os::unix::fs::symlink(
+            buildx.canonicalize().unwrap(),
+            plugins.join("docker-buildx"),
+        )
+        .unwrap();
+        found.push((
+            "buildx",
+            ["docker", "buildx", "build"].map(String::from).to_vec(),
+        ));
+    }
+    assert!(
+        !found.is_empty(),
+        "neither docker 20.10 nor buildx is there"
+    );
+    found
+}
+
+fn buildkit(world: &World, client: &[String], folder: &Path, words: &[&str]) -> Done {
+    let mut command = world.docker_command(&[]);
+    let mut real = std::process::Command::new("timeout");
+    real.args(["--kill-after=5", "90"])
+        .args(client)
+        .arg("--progress=plain")
+        .args(words)
+        .arg(folder);
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => real.env(key, value),
+            None => real.env_remove(key),
+        };
+    }
+    real.env("DOCKER_BUILDKIT", "1")
+        .env("SECRET_ENV", "from-the-environment");
+    std::mem::swap(&mut command, &mut real);
+    gantry_testkit::run(&mut command, None)
+}
+
+#[test]
+fn buildkits_clients_build_with_secrets_caches_and_mounts() {
+    let world = busybox();
+    let folder = context(
+        &world,
+        "kit",
+        &[
+            (
+                "Dockerfile",
+                "# syntax=docker/dockerfile:1\nFROM busybox AS one\nARG WHO\nCOPY --chown=1:2 --chmod=600 a.txt /a\nRUN --mount=type=secret,id=s cat /run/secrets/s | wc -c >/size && cat /run/secrets/s\nFROM busybox AS unused\nRUN exit 9\nFROM busybox\nCOPY --from=one /a /size /from/\nRUN --mount=type=cache,target=/cache echo x >>/cache/n && wc -l </cache/n >/n\nRUN --mount=type=bind,target=/src --mount=type=tmpfs,target=/t ls /src >/list && touch /t/x\nCOPY <<EOF /text\nhello $PATH\nEOF\nRUN <<EOF\nset -e\necho one >/h\necho two >>/h\nEOF\nWORKDIR /w\nCMD [\"cat\", \"/from/size\", \"/n\", \"/list\", \"/text\", \"/h\"]\n",
+            ),
+            (".dockerignore", "ignored\n"),
+            ("a.txt", "a\n"),
+            ("b/c.txt", "c\n"),
+            ("ignored", "i\n"),
+            ("secret", "very-secret-bytes\n"),
+        ],
+    );
+    for (name, client) in buildkits(&world) {
+        let secret = format!("id=s,src={}", folder.join("secret").display());
+        let tag = format!("kit-{name}");
+        let done = buildkit(
+            &world,
+            &client,
+            &folder,
+            &["-t", &tag, "--secret", &secret, "--no-cache"],
+        );
+        assert_eq!(done.code, 0, "{name}: {done}");
+        let said = format!("{}{}", done.stdout, done.stderr);
+        assert!(said.contains("RUN --mount=type=cache"), "{name}: {said}");
+        assert!(!said.contains("very-secret"), "{name}: {said}");
+        let ran = world.docker(&["run", "--rm", &tag]).ok();
+        let want = "18\n1\nDockerfile\na.txt\nb\nsecret\nhello /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\none\ntwo";
+        let ran = ran.replacen(".dockerignore\n", "", 1);
+        let count = if name == "older" { "18\n1\n" } else { "18\n" };
+        assert!(ran.starts_with(count), "{name}: {ran}");
+        assert_eq!(
+            ran.split_once("Dockerfile").unwrap().1,
+            want.split_once("Dockerfile").unwrap().1,
+            "{name}"
+        );
+        let owner = world
+            .docker(&["run", "--rm", &tag, "stat", "-c", "%u:%g %a", "/from/a"])
+            .ok();
+        assert_eq!(owner, "1:2 600", "{name}");
+        // Nothing of the secret is anywhere that stays.
+        let found = std::process::Command::new("grep")
+            .args(["-r", "-l", "-a", "very-secret-bytes"])
+            .args([world.data_dir(), world.run_dir()])
+            .output()
+            .unwrap();
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        assert!(found.is_empty(), "{name}: {found}");
+        let again = buildkit(&world, &client, &folder, &["-t", &tag, "--secret", &secret]);
+        let said = format!("{}{}", again.stdout, again.stderr);
+        assert!(said.matches("CACHED").count() >= 6, "{name}: {said}");
+        let failed = buildkit(&world, &client, &folder, &["--target", "unused"]);
+        let said = format!("{}{}", failed.stdout, failed.stderr);
+        assert!(
+            failed.code != 0 && said.contains("did not complete successfully: exit code: 9"),
+            "{name}: {said}"
+        );
+    }
+    world.purge();
+}
