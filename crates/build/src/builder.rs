@@ -214,7 +214,7 @@ impl Builder {
         let build = Arc::new(build);
         // What was made until an end of whatever kind is kept.
         let mut keeper = Keeper(Some(build.clone()));
-        let result = build.run().await;
+        let result = Box::pin(build.run()).await;
         keeper.0 = None;
         match result {
             Ok(done) => build.finish(&done).await.map_err(Failure::from),
@@ -510,7 +510,10 @@ impl Build {
         let made = self.stages[index]
             .get_or_init(|| async {
                 let run = StageRun::new(self.clone(), index, needed.clone());
-                run.execute().await.map(Arc::new).map_err(Arc::new)
+                Box::pin(run.execute())
+                    .await
+                    .map(Arc::new)
+                    .map_err(Arc::new)
             })
             .await;
         made.clone()
@@ -615,7 +618,7 @@ impl Build {
         let key = key.hex();
         let images = self.builder.0.engine.images();
         if no_cache {
-            let layer = make().await?;
+            let layer = Box::pin(make()).await?;
             self.note(key, layer.clone(), what);
             return Ok((layer, false));
         }
@@ -638,7 +641,7 @@ impl Build {
         } else if let Some(layer) = images.cached_step(&key) {
             (layer, true)
         } else {
-            let layer = make().await?;
+            let layer = Box::pin(make()).await?;
             *place = Some(layer.clone());
             (layer, false)
         };

@@ -151,7 +151,7 @@ impl Run {
         let stage = &build.file.stages[self.index];
         let info = build.info(self.index, 0, &self.needed);
         build.progress.begin(&info);
-        if let Err(failure) = self.from().await {
+        if let Err(failure) = Box::pin(self.from()).await {
             return Err(self.failed(&info, stage.line, failure));
         }
         build.end(&info, false, Some(self.image_id()));
@@ -307,10 +307,10 @@ impl Run {
 
     async fn step(&mut self, info: &StepInfo, step: &Step) -> Result<Cached, Failure> {
         match &step.instruction {
-            Instruction::Run(run) => return self.run(info, step, run).await,
-            Instruction::Copy(copy) => return self.copy(info, step, copy, false).await,
-            Instruction::Add(copy) => return self.copy(info, step, copy, true).await,
-            Instruction::Workdir(folder) => return self.workdir(step, folder).await,
+            Instruction::Run(run) => return Box::pin(self.run(info, step, run)).await,
+            Instruction::Copy(copy) => return Box::pin(self.copy(info, step, copy, false)).await,
+            Instruction::Add(copy) => return Box::pin(self.copy(info, step, copy, true)).await,
+            Instruction::Workdir(folder) => return Box::pin(self.workdir(step, folder)).await,
             _ => {}
         }
         let text = self.configure(step)?;
@@ -935,7 +935,7 @@ impl Run {
                         script,
                         shown,
                     };
-                    let layer = process.run(&build, fs, info).await?;
+                    let layer = Box::pin(process.run(&build, fs, info)).await?;
                     let dear = begun.elapsed() >= DEAR;
                     if dear {
                         // Together with what was made before; this step's own row comes with the next.

@@ -181,7 +181,7 @@ pub(crate) async fn build(mut call: Call) -> Result<Reply> {
     let (builder, engine) = (call.builds.builder().clone(), call.engine.clone());
     tokio::spawn(async move {
         let tags = request.tags.clone();
-        let building = builder.build(request, client, progress.clone());
+        let building = Box::pin(builder.build(request, client, progress.clone()));
         let result = tokio::select! {
             result = building => result,
             // Nobody listens any more: the build ends.

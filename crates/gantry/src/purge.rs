@@ -19,10 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at a cgroup that is emptying.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What an instance puts into `D`.
-const DATA_NAMES: [&str; 11] = [
+const DATA_NAMES: [&str; 12] = [
     "node.redb",
     "events.json",
     "images",
+    "build",
     "containers",
     "volumes",
     "registry",
@@ -33,7 +34,7 @@ const DATA_NAMES: [&str; 11] = [
     "lock",
 ];
 /// What an instance puts into `R`.
-const RUN_NAMES: [&str; 12] = [
+const RUN_NAMES: [&str; 13] = [
     "c",
     "docker.sock",
     "front.sock",
@@ -41,6 +42,7 @@ const RUN_NAMES: [&str; 12] = [
     "kube.sock",
     "kubeconfig",
     "docker-init",
+    "build",
     "spawner.sock",
     "gantry.log",
     "gantry.log.1",

@@ -163,6 +163,57 @@ pub fn debian_rootfs() -> Option<PathBuf> {
     Some(place)
 }
 
+/// The client's plugin `docker buildx`: the system's, or the one of Debian 13's package, unpacked on first use and kept in
+/// `.cache`. `None` (said loudly) when there is none and the Debian archive cannot be reached.
+pub fn buildx() -> Option<PathBuf> {
+    let installed = [
+        "/usr/libexec/docker/cli-plugins/docker-buildx",
+        "/usr/lib/docker/cli-plugins/docker-buildx",
+    ];
+    if let Some(found) = installed.iter().map(Path::new).find(|path| path.exists()) {
+        return Some(found.to_owned());
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/buildx");
+    std::fs::create_dir_all(&folder).expect("the cache folder can be made");
+    let place = folder.join("docker-buildx");
+    let lock = std::fs::File::create(folder.join("lock")).expect("the lock can be made");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .expect("the lock can be taken");
+    if !place.exists() {
+        let script = r#"
+set -e
+cd "$1"
+mkdir -p lists/partial cache/archives/partial
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $2 trixie main" >list
+set -- -q -o "Dir::Etc::sourcelist=$PWD/list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD/cache"
+apt-get "$@" update
+apt-get "$@" download docker-buildx
+dpkg-deb -x docker-buildx_*.deb unpacked
+mv unpacked/usr/libexec/docker/cli-plugins/docker-buildx docker-buildx
+rm -rf unpacked lists cache docker-buildx_*.deb
+"#;
+        let sources = std::fs::read_to_string("/etc/apt/sources.list.d/debian.sources")
+            .or_else(|_| std::fs::read_to_string("/etc/apt/sources.list"))
+            .unwrap_or_default();
+        let archive = sources
+            .split_whitespace()
+            .find(|word| word.starts_with("http") && word.ends_with("/debian"));
+        let archive = archive.unwrap_or_default();
+        let done = run(
+            Command::new("timeout")
+                .args(["120", "sh", "-c", script, "sh"])
+                .arg(&folder)
+                .arg(archive),
+            None,
+        );
+        if done.code != 0 || !place.exists() {
+            eprintln!("SKIPPED, no docker buildx: {done}");
+            return None;
+        }
+    }
+    Some(place)
+}
+
 /// A tar being written; names without a leading slash.
 pub struct Layer(tar::Builder<Vec<u8>>);
 

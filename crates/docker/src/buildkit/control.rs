@@ -307,10 +307,10 @@ impl Builds {
             workspace,
             ignore,
             given,
-            run_dir: self.builder().engine().settings().run_dir.join("build-ssh"),
+            run_dir: self.builder().engine().settings().run_dir.join("build/ssh"),
         });
         tokio::select! {
-            built = self.builder().build(request, client, vertices) => built,
+            built = Box::pin(self.builder().build(request, client, vertices)) => built,
             () = session.ended() => Err(Error::new(gantry_base::ErrorKind::Unavailable, "context canceled: the client went away").into()),
         }
     }
@@ -427,10 +427,10 @@ impl Services {
                 request.tags.extend(tags(names).map_err(|e| status(&e))?);
             }
         }
-        let built = self
+        let running = self
             .0
-            .run(session, request, attributes, solve.vertices.clone())
-            .await;
+            .run(session, request, attributes, solve.vertices.clone());
+        let built = Box::pin(running).await;
         match built {
             Ok(built) => Ok(Arc::new(built)),
             Err(failure) => Err(status(&failure.error)),
@@ -467,12 +467,11 @@ impl Services {
                 Some(Err(text)) => return Err(Status::unknown(text)),
                 None => return Err(Status::cancelled("context canceled: the client went away")),
             }
-            let built = solve
+            solve
                 .built
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            built
+                .take()
         } else {
             Some(
                 self.front_end(solve, &asked, &asked.frontend, &asked.frontend_attrs)
@@ -514,7 +513,7 @@ impl Control for Services {
         let asked = Arc::new(request.into_inner());
         let solve = self.0.solve(&asked.r#ref).map_err(|e| status(&e))?;
         solve.asked.send_replace(Some(asked.clone()));
-        let result = self.solve_whole(&solve, asked.clone()).await;
+        let result = Box::pin(self.solve_whole(&solve, asked.clone())).await;
         solve.end();
         self.0.remove_solve(&asked.r#ref);
         result.map(Response::new)

@@ -84,10 +84,8 @@ pub(crate) async fn build(call: Call) -> Result<Reply> {
         let building = async {
             let session = builds.session(&session_id).await?;
             let tags = request.tags.clone();
-            let built = builds
-                .run(session, request, &attributes, solve.vertices.clone())
-                .await
-                .map_err(|failure| failure.error)?;
+            let running = builds.run(session, request, &attributes, solve.vertices.clone());
+            let built = Box::pin(running).await.map_err(|failure| failure.error)?;
             let key = "export";
             solve.vertices.start(key, "exporting to image");
             solve
