@@ -82,7 +82,7 @@ def tree(root):
         elif what == "s":
             with open(at, "wb") as file:
                 for _ in range(rng.choice([0, 1, 3, 40])):
-                    file.seek(rng.randint(1, 30) * 65536, 1)
+                    file.seek(rng.randint(1, 30) * 4096, 1)
                     file.write(b"data" * rng.choice([1, 2000]))
                 file.truncate(file.tell() + rng.choice([0, 100000]))
         elif what == "l":
@@ -96,7 +96,7 @@ def tree(root):
 
 
 roots = []
-for number in range(max(4, count // 100)):
+for number in range(6):
     root = os.path.join(folder, f"tree{number}")
     os.mkdir(root)
     tree(root)

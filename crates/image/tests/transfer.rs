@@ -743,3 +743,104 @@ fn a_damaged_blob_on_disk_never_leaves() {
         }
     }
 }
+
+/// Holds an answer back until it is told to go on.
+#[derive(Clone, Default)]
+struct Gate(std::sync::Arc<(Mutex<(bool, bool)>, std::sync::Condvar)>);
+
+impl Gate {
+    /// In the server: somebody is here, and waits.
+    fn pass(&self) {
+        let (state, changed) = &*self.0;
+        let mut state = state.lock().unwrap();
+        state.0 = true;
+        changed.notify_all();
+        let waited = changed.wait_timeout_while(state, Duration::from_secs(30), |s| !s.1);
+        assert!(!waited.unwrap().1.timed_out());
+    }
+    fn wait_for_somebody(&self) {
+        let (state, changed) = &*self.0;
+        let state = state.lock().unwrap();
+        let waited = changed.wait_timeout_while(state, Duration::from_secs(30), |s| !s.0);
+        assert!(!waited.unwrap().1.timed_out());
+    }
+    fn open(&self) {
+        let (state, changed) = &*self.0;
+        state.lock().unwrap().1 = true;
+        changed.notify_all();
+    }
+}
+
+fn sweep(world: &World) {
+    let none = |_: &Digest| false;
+    let all = gantry_image::DiskBudget {
+        bytes: 0,
+        keep: 0,
+        dry_run: false,
+    };
+    world.store.prune(true, &|_| true, &none).unwrap();
+    world.store.reclaim(all, &none).unwrap();
+    world.store.collect(&none).unwrap();
+}
+
+#[test]
+fn collection_takes_nothing_that_a_pull_counts_on() {
+    let (fake, world) = (Fake::new(), waiting(Duration::from_secs(30), &[]));
+    let placed = place(&fake, "a/b:1", gzip);
+    // The first two layers are here, by an image that goes in the middle of the pull.
+    let plain = &layers()[..2];
+    let packed: Vec<Vec<u8>> = plain.iter().map(|l| gzip(l)).collect();
+    world
+        .load(&docker_archive_of(plain, &packed, &["old:1"]))
+        .unwrap();
+    let gate = Gate::default();
+    let (inside, last) = (gate.clone(), placed.layers[2].clone());
+    fake.rule(move |hit| {
+        if of(hit, &last) {
+            inside.pass();
+        }
+        None
+    });
+    let name = format!("{}/a/b:1", fake.host);
+    std::thread::scope(|scope| {
+        let pulling = scope.spawn(|| pull(&world, &name));
+        gate.wait_for_somebody();
+        sweep(&world);
+        assert!(world.store.get("old:1").is_err());
+        gate.open();
+        pulling.join().unwrap().unwrap();
+    });
+    assert_whole(&world, &name);
+    assert_eq!(fake.hits("GET", "/blobs/").len(), 2);
+    assert!(world.store.check(false, &|_| false).unwrap().1.is_empty());
+    sweep(&world);
+    assert_nothing(&world);
+}
+
+#[test]
+fn collection_takes_nothing_that_a_push_reads() {
+    let (fake, world) = (Fake::new(), waiting(Duration::from_secs(30), &[]));
+    let name = format!("{}/a/b:1", fake.host);
+    world.load(&docker_archive(&layers(), &[&name])).unwrap();
+    let gate = Gate::default();
+    let inside = gate.clone();
+    fake.rule(move |hit| {
+        if hit.method == "PATCH" {
+            inside.pass();
+        }
+        None
+    });
+    std::thread::scope(|scope| {
+        let pushing = scope.spawn(|| push(&world, &name).0);
+        gate.wait_for_somebody();
+        sweep(&world);
+        assert!(world.store.list().unwrap().is_empty());
+        gate.open();
+        pushing.join().unwrap().unwrap();
+    });
+    // Freed when the push was over.
+    assert_nothing(&world);
+    fake.rule(|_| None);
+    pull(&world, &name).unwrap();
+    assert_whole(&world, &name);
+}

@@ -392,3 +392,97 @@ fn docker_pushes_pulls_and_runs_through_a_registry() {
     world.docker(&["rmi", name]).ok();
     assert_eq!(world.docker(&["images", "-q"]).ok(), "");
 }
+
+#[test]
+fn our_own_registry() {
+    let world = busybox();
+    let address = "127.0.0.1:5006";
+    let mut command = world.enter(GANTRY);
+    command.args(["registry", "--listen", address, "--data-dir"]);
+    command.arg(world.folder().join("own"));
+    command.arg("--run-dir").arg(world.folder().join("own-run"));
+    let _registry = Server::start(&world, command, "127.0.0.1", "5006");
+    let name = "127.0.0.1:5006/a/busybox:1";
+    world.docker(&["tag", "busybox", name]).ok();
+    world.docker(&["push", name]).ok();
+    let again = world.docker(&["push", name]).ok();
+    assert!(again.contains("Layer already exists"), "{again}");
+    let other = "127.0.0.1:5006/b:1";
+    world.docker(&["tag", "busybox", other]).ok();
+    let mounted = world.docker(&["push", other]).ok();
+    assert!(mounted.contains("Mounted from a/busybox"), "{mounted}");
+    world.docker(&["rmi", name, other]).ok();
+    world
+        .docker(&["pull", "-a", "127.0.0.1:5006/a/busybox"])
+        .ok();
+    world.docker(&["run", "--rm", name, "true"]).ok();
+    let unknown = world.docker(&["pull", "127.0.0.1:5006/none"]).fails(1);
+    assert!(unknown.contains("not found"), "{unknown}");
+}
+
+#[test]
+fn disk_verbs_and_prune_with_filters() {
+    let world = busybox();
+    let gantry = |words: &[&str]| {
+        let mut command = world.enter(GANTRY);
+        command.args(words).arg("--data-dir").arg(world.data_dir());
+        run(command.arg("--run-dir").arg(world.run_dir()), None)
+    };
+    for (name, label) in [("a", "keep=yes"), ("b", "keep=no"), ("c", "keep=no")] {
+        let change = format!("LABEL {label}");
+        let tar = [0; 1024];
+        let words = ["import", "--change", &change, "-", &format!("{name}:1")];
+        world.docker_with(&words, &tar).ok();
+    }
+    world
+        .docker(&["create", "--name", "user", "c:1", "/x"])
+        .ok();
+    let dry = gantry(&[
+        "disk",
+        "reclaim",
+        "--to",
+        "0",
+        "--dry-run",
+        "--output",
+        "json",
+    ])
+    .json();
+    let ids = dry["Images"].as_array().unwrap().len();
+    assert_eq!(ids, 3, "{dry}");
+    gantry(&["disk", "pin", "a:1"]).ok();
+    assert_eq!(gantry(&["disk", "pin"]).ok(), "docker.io/library/a:1");
+    let old = world
+        .docker(&["image", "prune", "-af", "--filter", "until=24h"])
+        .ok();
+    assert!(!old.contains("untagged: b:1"), "{old}");
+    let pruned = world
+        .docker(&["image", "prune", "-af", "--filter", "label=keep=no"])
+        .ok();
+    assert!(pruned.contains("untagged: b:1"), "{pruned}");
+    assert!(
+        !pruned.contains("c:1") && !pruned.contains("a:1"),
+        "{pruned}"
+    );
+    // Whether busybox was old enough for the first prune is its maker's affair.
+    gantry(&["disk", "reclaim", "--to", "0"]).ok();
+    let left = world
+        .docker(&["images", "--format", "{{.Repository}}"])
+        .ok();
+    let mut left: Vec<&str> = left.lines().collect();
+    left.sort_unstable();
+    assert_eq!(left, ["a", "c"]);
+    let sound = gantry(&["disk", "check"]).ok();
+    assert!(sound.ends_with("0 damaged"), "{sound}");
+    let blobs = world.data_dir().join("images/blobs/sha256");
+    let largest = std::fs::read_dir(&blobs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    bytes[7] ^= 1;
+    std::fs::write(&largest, bytes).unwrap();
+    let damaged = gantry(&["disk", "check"]);
+    assert_eq!(damaged.code, 1, "{damaged}");
+    assert!(damaged.stdout.contains("1 damaged"), "{damaged}");
+}
