@@ -572,7 +572,8 @@ fn upgrades(
         .minus(&changes.modified)
         .minus(&changes.added)
         .minus(&changes.removed);
-    let allowed: Vec<String> = set.paths().iter().map(|path| shown(path)).collect();
+    let allowed: std::collections::BTreeSet<String> =
+        set.paths().iter().map(|path| shown(path)).collect();
     conflicts
         .iter()
         .all(|conflict| allowed.contains(&conflict.field))

@@ -81,7 +81,7 @@ impl Structural {
     /// What is wrong with an object, in Kubernetes' words. `old` is the object that it replaces, for rules about changes.
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let mut errors = Errors::default();
-        self.check(&self.schema, object, "", &mut errors);
+        self.check(&self.schema, object, old, "", &mut errors);
         duplicates(&self.schema, object, &Path::root(), &mut errors);
         // Rules may count on the types.
         if errors.0.is_empty() {
@@ -90,7 +90,18 @@ impl Structural {
         errors.0
     }
 
-    fn check(&self, schema: &Value, value: &Value, path: &str, errors: &mut Errors) {
+    /// What did not change is not judged again: a schema may have become stricter than the objects that are stored.
+    fn check(
+        &self,
+        schema: &Value,
+        value: &Value,
+        old: Option<&Value>,
+        path: &str,
+        errors: &mut Errors,
+    ) {
+        if old == Some(value) {
+            return;
+        }
         let place = place(path);
         if value.is_null() && nullable(schema) {
             return;
@@ -129,15 +140,18 @@ impl Structural {
                         None => get(schema, "additionalProperties"),
                     };
                     if field.is_object() {
-                        self.check(field, value, &joined(path, name), errors);
+                        let old = old.and_then(|old| old.get(name));
+                        self.check(field, value, old, &joined(path, name), errors);
                     }
                 }
             }
             Value::Array(items) => {
                 let item_schema = get(schema, "items");
                 if item_schema.is_object() {
+                    let known = OldItems::new(schema, old);
                     for (at, item) in items.iter().enumerate() {
-                        self.check(item_schema, item, &format!("{path}[{at}]"), errors);
+                        let old = known.of(item);
+                        self.check(item_schema, item, old, &format!("{path}[{at}]"), errors);
                     }
                 }
             }
@@ -244,7 +258,7 @@ impl Structural {
 
     fn fits(&self, schema: &Value, value: &Value, path: &str) -> bool {
         let mut errors = Errors::default();
-        self.check(schema, value, path, &mut errors);
+        self.check(schema, value, None, path, &mut errors);
         errors.0.is_empty()
     }
 
@@ -252,7 +266,7 @@ impl Structural {
         let root = Path::root();
         let named = crate::field::quoted(path);
         for inner in list(schema, "allOf") {
-            self.check(inner, value, path, errors);
+            self.check(inner, value, None, path, errors);
         }
         let any = list(schema, "anyOf");
         if !any.is_empty() && !any.iter().any(|inner| self.fits(inner, value, path)) {
@@ -262,7 +276,7 @@ impl Structural {
                 format!("{named} must validate at least one schema (anyOf)"),
             );
             if let Some(first) = any.first() {
-                self.check(first, value, path, errors);
+                self.check(first, value, None, path, errors);
             }
         }
         let one = list(schema, "oneOf");
@@ -292,6 +306,39 @@ impl Structural {
                 format!("{named} must not validate the schema (not)"),
             );
         }
+    }
+}
+
+/// The items of a list that was there before, by their keys; other lists have no items that stay the same ones.
+pub(crate) struct OldItems<'a> {
+    keys: Vec<&'a str>,
+    by_key: BTreeMap<String, &'a Value>,
+}
+
+impl<'a> OldItems<'a> {
+    pub(crate) fn new(schema: &'a Value, old: Option<&'a Value>) -> Self {
+        let mut items = Self {
+            keys: words(schema, "x-kubernetes-list-map-keys"),
+            by_key: BTreeMap::new(),
+        };
+        if text(schema, "x-kubernetes-list-type") == "map" {
+            for item in old.and_then(Value::as_array).into_iter().flatten() {
+                items.by_key.insert(items.key(item), item);
+            }
+        }
+        items
+    }
+
+    fn key(&self, item: &Value) -> String {
+        let values: Vec<&Value> = self.keys.iter().map(|key| get(item, key)).collect();
+        json!(values).to_string()
+    }
+
+    pub(crate) fn of(&self, item: &Value) -> Option<&'a Value> {
+        if self.by_key.is_empty() {
+            return None;
+        }
+        self.by_key.get(&self.key(item)).copied()
     }
 }
 
@@ -412,39 +459,37 @@ fn prune(schema: &Value, value: &mut Value, root: bool, path: &str, found: &mut 
             let is_resource = root || embedded(schema);
             let fields = get(schema, "properties");
             let others = get(schema, "additionalProperties");
-            let names: Vec<String> = object.keys().cloned().collect();
-            for name in names {
-                let here = joined(path, &name);
+            object.retain(|name, inner| {
+                let here = joined(path, name);
                 if is_resource && matches!(name.as_str(), "apiVersion" | "kind") {
-                    continue;
+                    return true;
                 }
                 if is_resource && name == "metadata" {
                     if let Some(meta) =
                         Schema::named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
-                        && let Some(metadata) = object.get_mut(&name).and_then(Value::as_object_mut)
+                        && let Some(metadata) = inner.as_object_mut()
                     {
-                        let strangers: Vec<String> = metadata
-                            .keys()
-                            .filter(|k| !meta.has_field(k))
-                            .cloned()
-                            .collect();
-                        for stranger in strangers {
-                            metadata.shift_remove(&stranger);
-                            note(found, joined(&here, &stranger));
-                        }
+                        metadata.retain(|field, _| {
+                            let known = meta.has_field(field);
+                            if !known {
+                                note(found, joined(&here, field));
+                            }
+                            known
+                        });
                     }
-                    continue;
+                    return true;
                 }
-                let field = fields.get(&name).or(others.is_object().then_some(others));
+                let field = fields.get(name).or(others.is_object().then_some(others));
                 if let Some(field) = field {
-                    if let Some(inner) = object.get_mut(&name) {
-                        prune(field, inner, false, &here, found);
-                    }
-                } else if !preserves(schema) && others != &Value::Bool(true) {
-                    object.shift_remove(&name);
+                    prune(field, inner, false, &here, found);
+                    return true;
+                }
+                let kept = preserves(schema) || others == &Value::Bool(true);
+                if !kept {
                     note(found, here);
                 }
-            }
+                kept
+            });
         }
         Value::Array(items) => {
             let item_schema = get(schema, "items");
@@ -1119,7 +1164,7 @@ fn generic(
             );
         }
         let mut inner = Errors::default();
-        own.check(&own.schema, preset, "default", &mut inner);
+        own.check(&own.schema, preset, None, "default", &mut inner);
         for error in inner.0 {
             errors.invalid(&path.child("default"), preset.clone(), error.detail);
         }

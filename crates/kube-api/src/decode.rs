@@ -475,14 +475,15 @@ fn fit(
                     };
                     fit(schema, schema.type_name(), inner, place, unknown)?;
                 } else if own.is_struct() {
-                    strangers.push((field.clone(), path));
+                    strangers.push(path);
                 }
             }
-            for (field, path) in strangers {
-                object.shift_remove(&field);
-                if unknown.len() < UNKNOWN_LIMIT {
-                    unknown.push(format!("unknown field {}", crate::field::quoted(&path)));
-                }
+            if !strangers.is_empty() {
+                object.retain(|field, _| own.field(field).is_some());
+            }
+            let room = UNKNOWN_LIMIT.saturating_sub(unknown.len());
+            for path in strangers.into_iter().take(room) {
+                unknown.push(format!("unknown field {}", crate::field::quoted(&path)));
             }
             Ok(())
         }

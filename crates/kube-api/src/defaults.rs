@@ -396,7 +396,9 @@ fn pod_level_requests(spec: &mut Object) {
         .flatten()
     {
         for (name, value) in crate::view::entries(get(container, "resources"), "requests") {
-            let Some(value) = crate::view::quantity(value) else {
+            let Some(value) =
+                crate::view::quantity(value).filter(|_| matches!(name.as_str(), "cpu" | "memory"))
+            else {
                 continue;
             };
             match sums.iter_mut().find(|(known, _)| known == name) {
@@ -410,10 +412,7 @@ fn pod_level_requests(spec: &mut Object) {
     else {
         return;
     };
-    for (name, sum) in sums
-        .into_iter()
-        .filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory"))
-    {
+    for (name, sum) in sums {
         requests
             .entry(name)
             .or_insert_with(|| json!(sum.to_string()));

@@ -10,7 +10,7 @@
 //! Spec: Kubernetes, "Common Expression Language in Kubernetes".
 
 use crate::field::{Errors, Fault, Path};
-use crate::view::{entries, flag, get, list, text, words};
+use crate::view::{entries, flag, get, list, text};
 use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, Program};
 use serde_json::Value;
@@ -157,17 +157,9 @@ impl Rules {
                 if !field.is_object() {
                     return;
                 }
-                let keys = words(schema, "x-kubernetes-list-map-keys");
-                let by_key = text(schema, "x-kubernetes-list-type") == "map";
+                let known = crate::crd::OldItems::new(schema, old);
                 for (at, item) in items.iter().enumerate() {
-                    // Only items with keys are the same ones in the old list.
-                    let old = old
-                        .and_then(Value::as_array)
-                        .filter(|_| by_key)
-                        .and_then(|old| {
-                            old.iter()
-                                .find(|o| keys.iter().all(|key| o.get(key) == item.get(key)))
-                        });
+                    let old = known.of(item);
                     self.walk(field, item, old, &path.index(at), left, errors);
                 }
             }
@@ -195,6 +187,10 @@ impl Rules {
         };
         let optional = flag(rule, "optionalOldSelf");
         if compiled.uses_old && old.is_none() && !optional {
+            return;
+        }
+        // What did not change is not judged again.
+        if !compiled.uses_old && old == Some(value) {
             return;
         }
         let kind = text(schema, "type").to_owned();

@@ -192,3 +192,26 @@ fn decoded_documents_get_stable_defaults_and_managers() {
     }
     assert!(decoded_some > 100, "{decoded_some}");
 }
+
+#[test]
+fn long_lists_take_no_long_time() {
+    let many = |field: &str| -> Vec<Value> {
+        (0..15_000)
+            .map(|at| json!({field: format!("a{at}")}))
+            .collect()
+    };
+    let start = std::time::Instant::now();
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "n", "resourceVersion": "1"},
+        "spec": {"containers": many("name"), "initContainers": many("name"), "volumes": many("name"), "tolerations": many("key"),
+            "schedulingGates": many("name"), "resourceClaims": many("name")}});
+    pod["spec"]["containers"][0]["volumeMounts"] = json!(many("mountPath"));
+    pod["spec"]["containers"][0]["ports"] = json!(many("name"));
+    defaults::apply(&mut pod);
+    assert!(!validate::create(&pod).is_empty());
+    assert!(!validate::update(&pod, &pod).is_empty());
+    let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "n"}, "spec": {"ports": many("name")}});
+    defaults::apply(&mut service);
+    assert!(!validate::create(&service).is_empty());
+    // A debug build on a busy machine: pairs of all items would take hours.
+    assert!(start.elapsed().as_secs() < 40, "{:?}", start.elapsed());
+}

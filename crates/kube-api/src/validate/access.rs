@@ -5,6 +5,7 @@ use crate::field::{Errors, Path};
 use crate::names;
 use crate::view::{get, has, is_set, list, number, same, text, words};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -127,14 +128,14 @@ pub(super) fn role_binding(object: &Value, old: Option<&Value>, errors: &mut Err
 }
 
 pub(super) fn webhooks(object: &Value, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, hook) in list(object, "webhooks").iter().enumerate() {
         let (here, name) = (Path::new("webhooks").index(at), text(hook, "name"));
         qualified_name(name, &here.child("name"), errors);
         if seen.contains(&name) {
             errors.duplicate(&here.child("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
         if !is_set(hook, "admissionReviewVersions") {
             errors.required(
                 &here.child("admissionReviewVersions"),

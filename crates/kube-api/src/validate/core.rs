@@ -11,7 +11,7 @@ use crate::view::{
     at, entries, flag, get, has, int, is_set, list, number, quantity, same, text, words,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of all values of a config map or secret.
 const DATA_LIMIT: usize = 1024 * 1024;
@@ -45,7 +45,7 @@ pub(super) fn namespace_status(object: &Value, errors: &mut Errors) {
 
 pub(super) fn node(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let spec = get(object, "spec");
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (at, taint) in list(spec, "taints").iter().enumerate() {
         // Kubernetes itself puts taints below metadata in these paths.
         let here = Path::new("metadata").child("taints").index(at);
@@ -65,7 +65,7 @@ pub(super) fn node(object: &Value, old: Option<&Value>, errors: &mut Errors) {
             let detail = "taints must be unique by key and effect pair";
             errors.push(Fault::Duplicate, &here, taint.clone(), detail);
         }
-        seen.push((key, own));
+        seen.insert((key, own));
     }
     for field in ["capacity", "allocatable"] {
         for (name, value) in entries(get(object, "status"), field) {
@@ -75,7 +75,7 @@ pub(super) fn node(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
     let ranges = words(spec, "podCIDRs");
     let here = Path::new("spec").child("podCIDRs");
-    for (at, range) in ranges.iter().enumerate() {
+    for (at, range) in ranges.iter().enumerate().take(10) {
         cidr(range, &here.index(at), errors);
         if ranges[..at].contains(range) {
             errors.duplicate(&here.index(at), *range);
@@ -211,7 +211,7 @@ pub(super) fn secret(object: &Value, old: Option<&Value>, errors: &mut Errors) {
 
 pub(super) fn limit_range(object: &Value, errors: &mut Errors) {
     let path = Path::new("spec").child("limits");
-    let mut kinds: Vec<&str> = Vec::new();
+    let mut kinds: BTreeSet<&str> = BTreeSet::new();
     for (at, limit) in list(get(object, "spec"), "limits").iter().enumerate() {
         let (here, kind) = (path.index(at), text(limit, "type"));
         let wrong = names::qualified(kind);
@@ -228,7 +228,7 @@ pub(super) fn limit_range(object: &Value, errors: &mut Errors) {
         if kinds.contains(&kind) {
             errors.duplicate(&here.child("type"), kind);
         }
-        kinds.push(kind);
+        kinds.insert(kind);
         let mut amounts: BTreeMap<&str, BTreeMap<&str, Quantity>> = BTreeMap::new();
         for field in [
             "max",

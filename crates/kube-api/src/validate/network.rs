@@ -7,6 +7,7 @@ use crate::field::{Errors, Path};
 use crate::names;
 use crate::view::{at, get, has, int, is_set, list, number, text, words};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 pub(super) fn service(object: &Value, old: Option<&Value>, errors: &mut Errors) {
@@ -74,8 +75,8 @@ pub(super) fn service(object: &Value, old: Option<&Value>, errors: &mut Errors) 
         &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
         errors,
     );
-    let mut node_ports: Vec<(&str, i64)> = Vec::new();
-    let mut seen: Vec<(&str, i64)> = Vec::new();
+    let mut node_ports: BTreeSet<(&str, i64)> = BTreeSet::new();
+    let mut seen: BTreeSet<(&str, i64)> = BTreeSet::new();
     for (at, entry) in ports.iter().enumerate() {
         let here = path.child("ports").index(at);
         let (protocol, node, own) = (
@@ -92,14 +93,14 @@ pub(super) fn service(object: &Value, old: Option<&Value>, errors: &mut Errors) 
         if node != 0 && node_ports.contains(&(protocol, node)) {
             errors.duplicate(&here.child("nodePort"), node);
         }
-        node_ports.push((protocol, node));
+        node_ports.insert((protocol, node));
         if seen.contains(&(protocol, own)) {
             errors.duplicate(
                 &here,
                 json!({"protocol": protocol, "port": own, "targetPort": 0}),
             );
         }
-        seen.push((protocol, own));
+        seen.insert((protocol, own));
     }
     let ranges = words(spec, "loadBalancerSourceRanges");
     if !ranges.is_empty() {
@@ -177,7 +178,7 @@ fn needs_health_check(spec: &Value) -> bool {
 }
 
 fn service_ports(ports: &[Value], path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, entry) in ports.iter().enumerate() {
         let (here, name) = (path.index(at), text(entry, "name"));
         if name.is_empty() {
@@ -189,7 +190,7 @@ fn service_ports(ports: &[Value], path: &Path, errors: &mut Errors) {
             if seen.contains(&name) {
                 errors.duplicate(&here.child("name"), name);
             }
-            seen.push(name);
+            seen.insert(name);
         }
         for detail in names::port_number(int(entry, "port")) {
             errors.invalid(&here.child("port"), int(entry, "port"), detail);
@@ -462,7 +463,7 @@ pub(super) fn endpoint_slice(object: &Value, old: Option<&Value>, errors: &mut E
     if ports.len() > 20_000 {
         errors.too_many(&Path::new("ports"), ports.len(), 20_000);
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, entry) in ports.iter().enumerate().take(20_000) {
         let (here, name) = (Path::new("ports").index(at), text(entry, "name"));
         if !name.is_empty() {
@@ -471,7 +472,7 @@ pub(super) fn endpoint_slice(object: &Value, old: Option<&Value>, errors: &mut E
         if seen.contains(&name) {
             errors.duplicate(&here.child("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
         one_of(entry, "protocol", &here, &["SCTP", "TCP", "UDP"], errors);
     }
     if let Some(old) = old {

@@ -12,6 +12,7 @@ use crate::view::{
     at, entries, flag, get, has, int, is_set, list, number, quantity, same, text, words,
 };
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 const HUGE: &str = "hugepages-";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -21,8 +22,8 @@ struct Context<'a> {
     spec: &'a Value,
     grace: Option<i64>,
     host_users: bool,
-    volumes: Vec<(&'a str, &'a Value)>,
-    claims: Vec<&'a str>,
+    volumes: BTreeMap<&'a str, &'a Value>,
+    claims: BTreeSet<&'a str>,
     is_pod: bool,
 }
 
@@ -155,27 +156,26 @@ fn pod_update(object: &Value, old: &Value, errors: &mut Errors) {
         ),
         _ => {}
     }
-    let without_seconds = |toleration: &Value| {
-        let mut toleration = toleration.clone();
-        if let Some(object) = toleration.as_object_mut() {
-            object.shift_remove("tolerationSeconds");
-        }
-        toleration
+    let without_seconds = |t| {
+        (
+            text(t, "key"),
+            text(t, "operator"),
+            text(t, "value"),
+            text(t, "effect"),
+        )
     };
-    let new: Vec<Value> = list(spec, "tolerations")
+    let kept: BTreeSet<_> = list(spec, "tolerations")
         .iter()
         .map(without_seconds)
         .collect();
-    if list(before, "tolerations")
-        .iter()
-        .any(|old| !new.iter().any(|new| same(new, &without_seconds(old))))
-    {
+    let mut known = list(before, "tolerations").iter().map(without_seconds);
+    if known.any(|old| !kept.contains(&old)) {
         errors.forbidden(
             &path.child("tolerations"),
             "existing toleration can not be modified except its tolerationSeconds",
         );
     }
-    let gates: Vec<&str> = list(before, "schedulingGates")
+    let gates: BTreeSet<&str> = list(before, "schedulingGates")
         .iter()
         .map(|g| text(g, "name"))
         .collect();
@@ -409,14 +409,14 @@ fn pod_spec(spec: &Value, pod: Option<&str>, path: &Path, errors: &mut Errors) {
             .child("conditionType");
         label_key(text(gate, "conditionType"), &here, errors);
     }
-    let mut gates: Vec<&str> = Vec::new();
+    let mut gates: BTreeSet<&str> = BTreeSet::new();
     for (at, gate) in list(spec, "schedulingGates").iter().enumerate() {
         let (name, here) = (text(gate, "name"), path.child("schedulingGates").index(at));
         label_key(name, &here, errors);
         if gates.contains(&name) {
             errors.duplicate(&here, name);
         }
-        gates.push(name);
+        gates.insert(name);
     }
     spread(spec, &path.child("topologySpreadConstraints"), errors);
     if !context.host_users {
@@ -482,7 +482,13 @@ fn pod_spec(spec: &Value, pod: Option<&str>, path: &Path, errors: &mut Errors) {
     );
     if has(spec, "overhead") {
         let overhead = json!({"limits": get(spec, "overhead")});
-        resources(&overhead, &[], false, &path.child("overhead"), errors);
+        resources(
+            &overhead,
+            &BTreeSet::new(),
+            false,
+            &path.child("overhead"),
+            errors,
+        );
     }
     if has(spec, "resources") {
         let own = get(spec, "resources");
@@ -518,7 +524,7 @@ fn named(
 }
 
 fn resource_claims(spec: &Value, path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, claim) in list(spec, "resourceClaims").iter().enumerate() {
         let (here, name) = (path.index(at), text(claim, "name"));
         if name.is_empty() {
@@ -527,7 +533,7 @@ fn resource_claims(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.duplicate(&here.child("name"), name);
         } else {
             errors.invalid_each(&here.child("name"), name, names::dns_label(name));
-            seen.push(name);
+            seen.insert(name);
         }
         match (has(claim, "resourceClaimName"), has(claim, "resourceClaimTemplateName")) {
             (true, true) => errors.invalid(&here, claim.clone(), "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified"),
@@ -543,7 +549,7 @@ fn containers(context: &Context<'_>, path: &Path, errors: &mut Errors) {
         errors.required(path, "");
         return;
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, container) in all.iter().enumerate() {
         let here = path.index(at);
         common(container, context, &here, errors);
@@ -551,7 +557,7 @@ fn containers(context: &Context<'_>, path: &Path, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.duplicate(&here.child("name"), name);
         } else {
-            seen.push(name);
+            seen.insert(name);
         }
         hooks(container, context, &here, errors);
         if has(container, "restartPolicy") && !has(container, "restartPolicyRules") {
@@ -670,7 +676,7 @@ fn handler(handler: &Value, kinds: &[&str], grace: Option<i64>, path: &Path, err
 }
 
 fn host_ports(containers: &[Value], path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<String> = Vec::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
     for (c, container) in containers.iter().enumerate() {
         for (p, entry) in list(container, "ports").iter().enumerate() {
             let port = int(entry, "hostPort");
@@ -688,14 +694,14 @@ fn host_ports(containers: &[Value], path: &Path, errors: &mut Errors) {
                     key,
                 );
             } else {
-                seen.push(key);
+                seen.insert(key);
             }
         }
     }
 }
 
 fn init_containers(context: &Context<'_>, path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<&str> = list(context.spec, "containers")
+    let mut seen: BTreeSet<&str> = list(context.spec, "containers")
         .iter()
         .map(|c| text(c, "name"))
         .collect();
@@ -715,7 +721,7 @@ fn init_containers(context: &Context<'_>, path: &Path, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.duplicate(&here.child("name"), name);
         } else if !name.is_empty() {
-            seen.push(name);
+            seen.insert(name);
         }
         host_ports(std::slice::from_ref(container), path, errors);
         if text(container, "restartPolicy") == "Always" {
@@ -739,7 +745,7 @@ fn init_containers(context: &Context<'_>, path: &Path, errors: &mut Errors) {
 }
 
 fn ephemeral_containers(context: &Context<'_>, path: &Path, errors: &mut Errors) {
-    let others: Vec<&str> = ["containers", "initContainers"]
+    let others: BTreeSet<&str> = ["containers", "initContainers"]
         .iter()
         .flat_map(|field| list(context.spec, field))
         .map(|c| text(c, "name"))
@@ -753,7 +759,7 @@ fn ephemeral_containers(context: &Context<'_>, path: &Path, errors: &mut Errors)
         if seen.contains(&name) {
             errors.duplicate(&here.child("name"), name);
         } else {
-            seen.push(name);
+            seen.insert(name);
         }
         let target = text(container, "targetContainerName");
         if !target.is_empty() && !others.contains(&target) {
@@ -831,7 +837,7 @@ fn common(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Er
 }
 
 fn ports(container: &Value, path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, entry) in list(container, "ports").iter().enumerate() {
         let (here, name) = (path.index(at), text(entry, "name"));
         if !name.is_empty() {
@@ -841,7 +847,7 @@ fn ports(container: &Value, path: &Path, errors: &mut Errors) {
             } else if seen.contains(&name) {
                 errors.duplicate(&here.child("name"), name);
             } else {
-                seen.push(name);
+                seen.insert(name);
             }
         }
         let inner = int(entry, "containerPort");
@@ -1086,12 +1092,19 @@ pub(super) fn resource_reference(
     }
 }
 
+/// What the items of a list say in one field.
+fn items_of<'a>(items: &'a [Value], field: &str) -> BTreeSet<&'a str> {
+    items.iter().map(|item| text(item, field)).collect()
+}
+
 fn mounts(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Errors) {
-    let known = |name: &str| context.volumes.iter().any(|(n, _)| *n == name);
+    let known = |name: &str| context.volumes.contains_key(name);
     let devices = list(container, "volumeDevices");
     let all = list(container, "volumeMounts");
+    let (device_names, device_paths) = (items_of(devices, "name"), items_of(devices, "devicePath"));
+    let (mount_names, mount_paths) = (items_of(all, "name"), items_of(all, "mountPath"));
     let mounts_path = path.child("volumeMounts");
-    let mut points: Vec<&str> = Vec::new();
+    let mut points: BTreeSet<&str> = BTreeSet::new();
     for (at, mount) in all.iter().enumerate() {
         let here = mounts_path.index(at);
         let (name, point) = (text(mount, "name"), text(mount, "mountPath"));
@@ -1107,15 +1120,15 @@ fn mounts(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Er
         if points.contains(&point) {
             errors.invalid(&here.child("mountPath"), point, "must be unique");
         }
-        points.push(point);
-        if devices.iter().any(|d| text(d, "name") == name) {
+        points.insert(point);
+        if device_names.contains(name) {
             errors.invalid(
                 &here.child("name"),
                 name,
                 "must not already exist in volumeDevices",
             );
         }
-        if devices.iter().any(|d| text(d, "devicePath") == point) {
+        if device_paths.contains(point) {
             errors.invalid(
                 &here.child("mountPath"),
                 point,
@@ -1160,8 +1173,8 @@ fn mounts(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Er
             }
         }
     }
-    let mut names: Vec<&str> = Vec::new();
-    let mut paths: Vec<&str> = Vec::new();
+    let mut names: BTreeSet<&str> = BTreeSet::new();
+    let mut paths: BTreeSet<&str> = BTreeSet::new();
     for (at, device) in devices.iter().enumerate() {
         let here = path.child("volumeDevices").index(at);
         let (name, place) = (text(device, "name"), text(device, "devicePath"));
@@ -1171,8 +1184,8 @@ fn mounts(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Er
         if names.contains(&name) {
             errors.invalid(&here.child("name"), name, "must be unique");
         }
-        match context.volumes.iter().find(|(n, _)| *n == name) {
-            Some((_, source)) if !has(source, "persistentVolumeClaim") && !has(source, "ephemeral") => errors.invalid(
+        match context.volumes.get(name) {
+            Some(source) if !has(source, "persistentVolumeClaim") && !has(source, "ephemeral") => errors.invalid(
                 &here.child("name"),
                 name,
                 "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
@@ -1186,16 +1199,16 @@ fn mounts(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Er
         if paths.contains(&place) {
             errors.invalid(&here.child("devicePath"), place, "must be unique");
         }
-        names.push(name);
-        paths.push(place);
-        if all.iter().any(|m| text(m, "name") == name) {
+        names.insert(name);
+        paths.insert(place);
+        if mount_names.contains(name) {
             errors.invalid(
                 &here.child("name"),
                 name,
                 "must not already exist in volumeMounts",
             );
         }
-        if all.iter().any(|m| text(m, "mountPath") == place) {
+        if mount_paths.contains(place) {
             errors.invalid(
                 &here.child("devicePath"),
                 place,
@@ -1308,7 +1321,13 @@ pub(super) fn resource_quantity(
     Some(amount)
 }
 
-fn resources(own: &Value, claims: &[&str], pod_level: bool, path: &Path, errors: &mut Errors) {
+fn resources(
+    own: &Value,
+    claims: &BTreeSet<&str>,
+    pod_level: bool,
+    path: &Path,
+    errors: &mut Errors,
+) {
     let (mut usual, mut huge) = (false, false);
     for field in ["limits", "requests"] {
         let field_path = path.child(field);
@@ -1365,7 +1384,7 @@ fn resources(own: &Value, claims: &[&str], pod_level: bool, path: &Path, errors:
     if huge && !usual {
         errors.forbidden(path, "HugePages require cpu or memory");
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, claim) in list(own, "claims").iter().enumerate() {
         let (name, here) = (text(claim, "name"), path.child("claims").index(at));
         if name.is_empty() {
@@ -1375,10 +1394,9 @@ fn resources(own: &Value, claims: &[&str], pod_level: bool, path: &Path, errors:
         if seen.contains(&name) {
             errors.duplicate(&here, name);
         }
-        seen.push(name);
+        seen.insert(name);
         if !claims.contains(&name) {
-            let mut known = claims.to_vec();
-            known.sort_unstable();
+            let known: Vec<&str> = claims.iter().copied().collect();
             let detail = if known.is_empty() {
                 "must be one of the names in pod.spec.resourceClaims which is empty".to_owned()
             } else {
@@ -1393,13 +1411,13 @@ fn resources(own: &Value, claims: &[&str], pod_level: bool, path: &Path, errors:
 }
 
 fn resize_policy(container: &Value, context: &Context<'_>, path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, policy) in list(container, "resizePolicy").iter().enumerate() {
         let (name, restart) = (text(policy, "resourceName"), text(policy, "restartPolicy"));
         if seen.contains(&name) {
             errors.duplicate(&path.index(at), name);
         }
-        seen.push(name);
+        seen.insert(name);
         for (value, allowed) in [
             (name, ["cpu", "memory"]),
             (restart, ["NotRequired", "RestartContainer"]),
@@ -1535,7 +1553,7 @@ fn pod_security(spec: &Value, path: &Path, errors: &mut Errors) {
             "ShareProcessNamespace and HostPID cannot both be enabled",
         );
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (at, entry) in list(context, "sysctls").iter().enumerate() {
         let (name, here) = (
             text(entry, "name"),
@@ -1552,7 +1570,7 @@ fn pod_security(spec: &Value, path: &Path, errors: &mut Errors) {
         } else if seen.contains(&name) {
             errors.duplicate(&here, name);
         }
-        seen.push(name);
+        seen.insert(name);
         let dotted = name.replace('/', ".");
         if flag(spec, "hostNetwork") && dotted.starts_with("net.") {
             errors.invalid(
@@ -1801,7 +1819,7 @@ fn dns_config(spec: &Value, path: &Path, errors: &mut Errors) {
 }
 
 fn spread(spec: &Value, path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (at, rule) in list(spec, "topologySpreadConstraints").iter().enumerate() {
         let here = path.index(at);
         if int(rule, "maxSkew") <= 0 {
@@ -1831,7 +1849,7 @@ fn spread(spec: &Value, path: &Path, errors: &mut Errors) {
                 format!("{{{key}, {when}}}"),
             );
         }
-        seen.push((key, when));
+        seen.insert((key, when));
         if let Some(least) = number(rule, "minDomains") {
             if least <= 0 {
                 errors.invalid(

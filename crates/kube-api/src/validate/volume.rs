@@ -5,6 +5,7 @@ use crate::field::{Errors, Path};
 use crate::names;
 use crate::view::{get, has, int, list, number, quantity, text};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 /// A source's field, and how the paths of its errors call it.
@@ -54,8 +55,8 @@ pub(super) fn volumes<'a>(
     pod: Option<&str>,
     path: &Path,
     errors: &mut Errors,
-) -> Vec<(&'a str, &'a Value)> {
-    let mut good: Vec<(&str, &Value)> = Vec::new();
+) -> BTreeMap<&'a str, &'a Value> {
+    let mut good: BTreeMap<&str, &Value> = BTreeMap::new();
     for (at, volume) in list(spec, "volumes").iter().enumerate() {
         let (here, name) = (path.index(at), text(volume, "name"));
         let before = errors.0.len();
@@ -65,11 +66,11 @@ pub(super) fn volumes<'a>(
         } else {
             errors.invalid_each(&here.child("name"), name, names::dns_label(name));
         }
-        if good.iter().any(|(known, _)| *known == name) {
+        if good.contains_key(name) {
             errors.duplicate(&here.child("name"), name);
         }
         if errors.0.len() == before {
-            good.push((name, volume));
+            good.insert(name, volume);
         }
     }
     good
@@ -327,7 +328,7 @@ fn downward(item: &Value, path: &Path, errors: &mut Errors) {
 
 fn projected(own: &Value, path: &Path, errors: &mut Errors) {
     mode(own, "defaultMode", path, errors);
-    let mut paths: Vec<&str> = Vec::new();
+    let mut paths: BTreeSet<&str> = BTreeSet::new();
     for (at, source) in list(own, "sources").iter().enumerate() {
         let here = path.child("sources").index(at);
         let mut found = 0;
@@ -347,7 +348,7 @@ fn projected(own: &Value, path: &Path, errors: &mut Errors) {
                 if !place.is_empty() && paths.contains(&place) {
                     errors.invalid(path, text(inner, "name"), "conflicting duplicate paths");
                 }
-                paths.push(place);
+                paths.insert(place);
             }
         }
         if has(source, "downwardAPI") {
@@ -358,7 +359,7 @@ fn projected(own: &Value, path: &Path, errors: &mut Errors) {
                 if !place.is_empty() && paths.contains(&place) {
                     errors.invalid(path, place, "conflicting duplicate paths");
                 }
-                paths.push(place);
+                paths.insert(place);
             }
         }
         let token = get(source, "serviceAccountToken");
