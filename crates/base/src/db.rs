@@ -18,18 +18,68 @@
 //! * Batches take effect in the order of their `commit` calls; a batch is whole or absent.
 //! * A failed write (full disk) fails its batch and nothing else: redb refuses all work after an I/O error, so the file is
 //!   closed and opened again, which finds the last durable state.
+//! * On a full disk one may still remove what fills it: `node.reserve` beside the database keeps room, which is given up for the batch
+//!   that found none and taken again later.
 
 use crate::{Error, Result, ResultExt};
 use redb::{ReadableDatabase, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 const TABLE: TableDefinition<&str, &[u8]> = TableDefinition::new("node");
 const SCHEMA: u32 = 1;
 /// Batches that one sync may carry at most.
 const GROUP_LIMIT: usize = 256;
+
+/// Bytes that are kept for the time when the disk is full: thousands of records.
+const RESERVE: usize = 4 << 20;
+/// How often to try to have the reserve again.
+const RESERVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Room on the disk in the shape of a file of zeros.
+struct Reserve {
+    path: PathBuf,
+    /// When it was given up, or could not be made.
+    missing_since: Option<Instant>,
+}
+
+impl Reserve {
+    fn new(database: &Path) -> Self {
+        let mut reserve = Self {
+            path: database.with_extension("reserve"),
+            missing_since: None,
+        };
+        reserve.make();
+        reserve
+    }
+
+    fn make(&mut self) {
+        let is_there = std::fs::metadata(&self.path).is_ok_and(|meta| meta.len() == RESERVE as u64);
+        if !is_there && std::fs::write(&self.path, vec![0; RESERVE]).is_err() {
+            // Half of it would only make the disk fuller.
+            let _ = std::fs::remove_file(&self.path);
+            self.missing_since = Some(Instant::now());
+            return;
+        }
+        self.missing_since = None;
+    }
+
+    /// Whether there is room now that was not there before.
+    fn spend(&mut self) -> bool {
+        let spent = self.missing_since.is_none() && std::fs::remove_file(&self.path).is_ok();
+        self.missing_since = Some(Instant::now());
+        spent
+    }
+
+    fn restore(&mut self) {
+        if (self.missing_since).is_some_and(|since| since.elapsed() >= RESERVE_EVERY) {
+            self.make();
+        }
+    }
+}
 
 /// One write of a batch.
 #[derive(Debug)]
@@ -241,6 +291,7 @@ fn table_of(database: &redb::Database) -> Result<redb::ReadOnlyTable<&'static st
 }
 
 fn writer(file: &File, queue: &mpsc::Receiver<Job>) {
+    let mut reserve = Reserve::new(&file.path);
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
         while group.len() < GROUP_LIMIT {
@@ -250,9 +301,19 @@ fn writer(file: &File, queue: &mpsc::Receiver<Job>) {
             }
         }
         let batches: Vec<&Batch> = group.iter().map(|(batch, _)| batch).collect();
-        let result = file.with(|database| apply(database, &batches));
-        if result.is_err() {
+        let mut result = file.with(|database| apply(database, &batches));
+        if let Err(error) = &result {
+            let full = error.chain().contains(NO_SPACE);
+            let retry = full && reserve.spend();
             file.reopen();
+            if retry {
+                result = file.with(|database| apply(database, &batches));
+                if result.is_err() {
+                    file.reopen();
+                }
+            }
+        } else {
+            reserve.restore();
         }
         for (_, done) in group {
             let answer = match &result {
@@ -263,6 +324,9 @@ fn writer(file: &File, queue: &mpsc::Receiver<Job>) {
         }
     }
 }
+
+/// The kernel's words for ENOSPC; redb hands its errors on as text and source.
+const NO_SPACE: &str = "No space left on device";
 
 fn apply(database: &redb::Database, batches: &[&Batch]) -> Result<()> {
     let write = database

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "PascalCase")]
 pub struct Volume {
     pub created_at: String,
-    pub driver: &'static str,
+    pub driver: String,
     pub labels: Option<BTreeMap<String, String>>,
     pub mountpoint: String,
     pub name: String,

@@ -30,6 +30,8 @@ pub(crate) struct Call {
     pub(crate) name: String,
     pub(crate) parts: http::request::Parts,
     pub(crate) body: Remaining,
+    /// The whole body, where it had to be read before the handler: what an authorisation plug-in saw is what is done.
+    pub(crate) seen: Option<Bytes>,
     /// There when the client asked to change the protocol.
     pub(crate) upgrade: Option<OnUpgrade>,
     pub(crate) stop: watch::Receiver<bool>,
@@ -77,6 +79,13 @@ impl Call {
         let kind = kind
             .map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned())
             .unwrap_or_default();
+        if let Some(body) = self.seen.take() {
+            if kind.is_empty() && body.is_empty() {
+                return Ok(None);
+            }
+            check_is_json(&kind)?;
+            return Ok(Some(body).filter(|body| !body.is_empty()));
+        }
         let is_empty = self
             .body
             .as_ref()
@@ -100,7 +109,7 @@ impl Call {
             None => Ok(T::default()),
         }
     }
-    async fn bytes(&mut self) -> Result<Bytes> {
+    pub(crate) async fn bytes(&mut self) -> Result<Bytes> {
         let too_big = || {
             Error::invalid(format!(
                 "the request's body is larger than {JSON_LIMIT} bytes"

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod authorization;
 mod build;
 mod buildkit;
 mod call;

@@ -3,7 +3,7 @@
 use crate::buildkit::Builds;
 use crate::call::{Call, Remaining};
 use crate::reply::{Body, Reply, stopped};
-use crate::{error, routes};
+use crate::{authorization, error, routes};
 use gantry_base::{Result, ResultExt};
 use gantry_docker_api::version;
 use gantry_engine::Engine;
@@ -91,11 +91,11 @@ async fn connection(
         let stop = stop.clone();
         service_fn(move |request| answer(request, engine.clone(), builds.clone(), stop.clone()))
     };
+    // Without `pipeline_flush`: with it hyper buffers without a limit for a client that does not read.
     let serving = http1::Builder::new()
         .max_header_size(HEADER_LIMIT)
         .max_headers(HEADERS)
         .max_buf_size(BUFFER_LIMIT)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);
@@ -159,20 +159,26 @@ async fn respond(
         },
         Err(e) => return error::reply(&e),
     };
-    let call = Call {
+    let mut call = Call {
         engine,
         builds,
         version,
         name,
         parts,
         body,
+        seen: None,
         upgrade,
         stop,
     };
-    match handler(call).await {
-        Ok(reply) => reply,
-        Err(e) => error::reply(&e),
-    }
+    let answered = match authorization::ask(&mut call).await {
+        Ok(None) => handler(call).await,
+        Ok(Some(asked)) => match handler(call).await {
+            Ok(reply) => asked.about(reply).await,
+            Err(e) => asked.about(error::reply(&e)).await,
+        },
+        Err(e) => Err(e),
+    };
+    answered.unwrap_or_else(|e| error::reply(&e))
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

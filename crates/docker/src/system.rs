@@ -184,6 +184,8 @@ pub(crate) async fn info(call: Call) -> Result<Reply> {
     let swap = memory
         && (machine.cgroup_v2
             || std::path::Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists());
+    let mut volume_drivers = vec!["local".to_owned()];
+    volume_drivers.extend(engine.plugin_names("VolumeDriver"));
     let node = json!({
         "ID": instance_id(settings),
         "Containers": records.len(),
@@ -193,7 +195,7 @@ pub(crate) async fn info(call: Call) -> Result<Reply> {
         "Images": engine.images().list()?.len(),
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", machine.filesystem], ["Supports d_type", "true"], ["Using metacopy", "false"], ["Native Overlay Diff", "true"], ["userxattr", "false"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": gantry_engine::LOG_DRIVERS},
+        "Plugins": {"Volume": volume_drivers, "Network": ["bridge", "host", "null"], "Authorization": crate::containers::some_if_any(settings.authorization_plugins.clone()), "Log": gantry_engine::LOG_DRIVERS},
     });
     let abilities = json!({
         "MemoryLimit": memory,

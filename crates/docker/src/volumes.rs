@@ -23,12 +23,15 @@ pub(crate) fn document(engine: &Engine, record: &Record, usage: Option<Usage>) -
         .map_or(created.clone(), |(seconds, _)| format!("{seconds}Z"));
     Volume {
         created_at: created,
-        driver: "local",
+        driver: record.driver.clone(),
         labels: filled(&record.labels),
-        mountpoint: engine
-            .volume_mountpoint(&record.name)
-            .to_string_lossy()
-            .into_owned(),
+        // Where a plug-in has it only the plug-in knows.
+        mountpoint: if record.driver == gantry_engine::volumes::LOCAL {
+            let place = engine.volume_mountpoint(&record.name);
+            place.to_string_lossy().into_owned()
+        } else {
+            String::new()
+        },
         name: record.name.clone(),
         options: filled(&record.options),
         scope: "local",

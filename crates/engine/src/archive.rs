@@ -293,7 +293,7 @@ impl Engine {
             |mount: &&super::MountPoint| !matches!(mount.kind.as_str(), "tmpfs" | "image");
         for mount in record.mounts.iter().filter(of_host) {
             let source = match &mount.name {
-                Some(name) if mount.kind == "volume" => self.volume_activate(name).await?,
+                Some(name) if mount.kind == "volume" => self.volume_activate(name, None).await?,
                 _ => PathBuf::from(&mount.source),
             };
             binds.push(Bind {

@@ -1,4 +1,4 @@
-//! Containers, volumes, exec, logs and events on one node. No HTTP.
+//! Containers, volumes, exec, logs and events on one node. No HTTP but as a client of plug-ins.
 //!
 //! ```text
 //! Engine::create  validate → resolve image → plan (pure) → claim name + write intent (one transaction)
@@ -29,6 +29,7 @@ mod files;
 pub mod instructions;
 pub mod logs;
 mod networks;
+pub mod plugins;
 pub mod prune;
 pub(crate) mod ship;
 pub mod stats;
@@ -77,6 +78,8 @@ pub struct Settings {
     pub registries: gantry_image::Registries,
     /// A container that becomes unhealthy is restarted, unless its label says otherwise ([`container::health::RESTART_LABEL`]).
     pub restart_unhealthy: bool,
+    /// Plug-ins that are asked before every request of the Docker API, in this order.
+    pub authorization_plugins: Vec<String>,
     /// The static program's bytes; put into a sealed memfd and exec'd from there as the spawner.
     pub runtime_program: &'static [u8],
 }
@@ -93,6 +96,7 @@ pub(crate) struct Inner {
     pub(crate) networks: gantry_network::Networks,
     pub(crate) events: events::Bus,
     pub(crate) volumes: volumes::Volumes,
+    pub(crate) plugins: plugins::Plugins,
     pub(crate) containers: container::table::Table,
     /// Exec ID to its container; the exec itself lives there.
     pub(crate) execs: RwLock<BTreeMap<String, Weak<container::table::Slot>>>,
@@ -130,6 +134,7 @@ impl Engine {
         let found = container::adopt::find(&settings, &db).await?;
         let networks =
             gantry_network::Networks::open(settings.network.clone(), db.clone(), &found.live())?;
+        let plugins = plugins::Plugins::new(&settings.run_dir);
         let engine = Self(Arc::new(Inner {
             settings,
             db,
@@ -137,6 +142,7 @@ impl Engine {
             networks,
             events: events::Bus::open(&journal)?,
             volumes: volumes::Volumes::default(),
+            plugins,
             containers: container::table::Table::default(),
             execs: RwLock::default(),
             facts: facts::Facts::read(),
@@ -176,6 +182,14 @@ impl Engine {
     }
     pub fn events(&self) -> &events::Bus {
         &self.0.events
+    }
+    /// A plug-in that implements `what` (`VolumeDriver`, `authz`), found and activated.
+    pub async fn plugin(&self, name: &str, what: &str) -> Result<Arc<plugins::Plugin>> {
+        self.0.plugins.get(name, what).await
+    }
+    /// Names of the activated plug-ins that implement `what`.
+    pub fn plugin_names(&self, what: &str) -> Vec<String> {
+        self.0.plugins.names(what)
     }
     pub fn settings(&self) -> &Settings {
         &self.0.settings

@@ -87,6 +87,7 @@ impl Node {
             },
             restart_unhealthy: false,
             registries: gantry_image::Registries::default(),
+            authorization_plugins: Vec::new(),
             runtime_program: program(),
         };
         let deadline = Instant::now() + PATIENCE;

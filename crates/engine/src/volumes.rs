@@ -1,4 +1,4 @@
-//! Named and anonymous volumes of the `local` driver.
+//! Named and anonymous volumes, of the `local` driver and of plug-ins ([`crate::plugins`]), which keep the files themselves.
 //!
 //! ```text
 //! D/volumes/<name>/_data      what containers see
@@ -30,6 +30,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
 
 const TABLE: &str = "volumes";
+/// The driver that is no plug-in.
+pub const LOCAL: &str = "local";
+/// What a volume plug-in says it implements, and before the name of each question.
+const DRIVER: &str = "VolumeDriver";
 const SCHEMA: u32 = 1;
 /// Volumes of one node.
 const VOLUME_LIMIT: usize = 100_000;
@@ -157,6 +161,13 @@ impl Engine {
 
     /// The same for a container being created.
     pub(crate) async fn volume_claim(&self, request: CreateVolume) -> Result<(Record, Claim)> {
+        if !matches!(request.driver.as_str(), "" | LOCAL) {
+            // Before the name is looked at, as in Docker.
+            let found = self.driver(&request.driver).await;
+            let text =
+                |e: Error| Error::new(e.kind(), format!("create {}: {}", request.name, e.chain()));
+            found.map_err(text)?;
+        }
         let record = plan(request, now_ns(), crate::random_id)?;
         let name = record.name.as_str();
         let fail = |e: Error| Error::new(e.kind(), format!("create {name}: {}", e.chain()));
@@ -165,18 +176,26 @@ impl Engine {
             let claim = self.0.volumes.claim(&existing.name);
             return Ok((existing, claim));
         }
+        if record.driver != LOCAL {
+            // Asked before the record: a volume that only the plug-in knows is found again by the next create.
+            self.ask_driver(&record.driver, "Create", &record)
+                .await
+                .map_err(fail)?;
+        }
         if self.volumes().len() >= VOLUME_LIMIT {
             return Err(fail(Error::conflict(format!(
                 "this node has {VOLUME_LIMIT} volumes, the most it may have"
             ))));
         }
         // A folder without a record is harmless, a record without a folder is mended at the first use.
-        make_folders(&self.volume_folder(name)).map_err(fail)?;
+        if record.driver == LOCAL {
+            make_folders(&self.volume_folder(name)).map_err(fail)?;
+        }
         self.0
             .db
             .commit(Batch::new().put(TABLE, name, &record))
             .await?;
-        self.volume_event("create", name);
+        self.volume_event("create", name, &record.driver);
         let claim = self.0.volumes.claim(name);
         Ok((record, claim))
     }
@@ -200,6 +219,14 @@ impl Engine {
                 users.join(" ")
             )));
         }
+        let record = self.volume(name)?;
+        if record.driver != LOCAL {
+            let asked = self.ask_driver(&record.driver, "Remove", &record).await;
+            asked.map_err(|e| Error::new(e.kind(), format!("remove {name}: {}", e.chain())))?;
+            self.0.db.commit(Batch::new().delete(TABLE, name)).await?;
+            self.volume_event("destroy", name, &record.driver);
+            return Ok(());
+        }
         let folder = self.volume_folder(name);
         let aside = self.volumes_folder().join(format!("{REMOVING}{name}"));
         let text = || format!("remove {name}: removing {}", folder.display());
@@ -211,7 +238,7 @@ impl Engine {
             .context(text)?
             .context(text)?;
         self.0.db.commit(Batch::new().delete(TABLE, name)).await?;
-        self.volume_event("destroy", name);
+        self.volume_event("destroy", name, LOCAL);
         // Nobody waits for the files to go; what a crash leaves the next start sweeps.
         tokio::task::spawn_blocking(move || {
             if let Err(e) = std::fs::remove_dir_all(&aside)
@@ -266,6 +293,9 @@ impl Engine {
     }
 
     async fn volume_size(&self, record: &Record) -> u64 {
+        if record.driver != LOCAL {
+            return 0;
+        }
         let folder = self.volume_mountpoint(&record.name);
         tokio::task::spawn_blocking(move || {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -294,9 +324,30 @@ impl Engine {
     }
 
     /// Before a start: makes what the volume's options ask for and returns the folder to bind into the container
-    /// (for `o=bind` the device itself). Idempotent.
-    pub async fn volume_activate(&self, name: &str) -> Result<PathBuf> {
+    /// (for `o=bind` the device itself). Idempotent. A plug-in's volume is mounted for the container and given back by
+    /// [`Engine::volumes_deactivate`]; `None` stands for somebody who only looks, which plug-ins do not serve.
+    pub async fn volume_activate(&self, name: &str, container: Option<&str>) -> Result<PathBuf> {
         let record = self.volume(name)?;
+        if record.driver != LOCAL {
+            let Some(container) = container else {
+                return Err(Error::conflict(format!(
+                    "volume {name} belongs to plugin {}: its files are there while a container runs with it",
+                    record.driver
+                )));
+            };
+            let plugin = self.plugin(&record.driver, DRIVER).await?;
+            let question = serde_json::json!({"Name": name, "ID": container});
+            let answer = plugin.call("VolumeDriver.Mount", &question).await?;
+            let place = answer["Mountpoint"].as_str().unwrap_or_default();
+            return if place.starts_with('/') {
+                Ok(place.into())
+            } else {
+                Err(Error::internal(format!(
+                    "plugin {} mounted volume {name} at {place:?}, which is no absolute path",
+                    record.driver
+                )))
+            };
+        }
         match placed(&record.options)? {
             Place::Folder => {
                 let folder = self.volume_folder(name);
@@ -336,8 +387,27 @@ impl Engine {
 
     /// After a container stopped: takes down what `volume_activate` put up for it, unless another container knows the volume.
     /// The caller holds the container's lock, so that it does not start meanwhile.
-    pub(crate) fn volumes_deactivate(&self, record: &crate::Record) {
+    pub(crate) async fn volumes_deactivate(&self, record: &crate::Record) {
         for name in record.mounts.iter().filter_map(|m| m.name.as_deref()) {
+            let foreign = self
+                .volume(name)
+                .ok()
+                .filter(|volume| volume.driver != LOCAL);
+            if let Some(volume) = foreign {
+                let question = serde_json::json!({"Name": name, "ID": record.id});
+                let asked = async {
+                    let plugin = self.plugin(&volume.driver, DRIVER).await?;
+                    plugin.call("VolumeDriver.Unmount", &question).await
+                };
+                if let Err(e) = asked.await {
+                    tracing::warn!(
+                        volume = name,
+                        error = e.chain(),
+                        "giving a plug-in's volume back"
+                    );
+                }
+                continue;
+            }
             let tmpfs = self
                 .volume(name)
                 .is_ok_and(|volume| matches!(placed(&volume.options), Ok(Place::Tmpfs(_))));
@@ -361,7 +431,11 @@ impl Engine {
         lowers: &[PathBuf],
         destination: &Path,
     ) -> Result<()> {
-        let folder = self.volume_activate(name).await?;
+        if self.volume(name)?.driver != LOCAL {
+            // What is in it is the plug-in's matter.
+            return Ok(());
+        }
+        let folder = self.volume_activate(name, None).await?;
         let (lowers, destination) = (lowers.to_vec(), destination.to_owned());
         let text = format!(
             "copying the image's content of {} into volume {name}",
@@ -401,8 +475,24 @@ impl Engine {
         }
     }
 
-    fn volume_event(&self, action: &str, name: &str) {
-        let attributes = BTreeMap::from([("driver".to_owned(), "local".to_owned())]);
+    /// A driver that nobody has is `NotFound`.
+    async fn driver(&self, driver: &str) -> Result<Arc<crate::plugins::Plugin>> {
+        self.plugin(driver, DRIVER).await.map_err(|e| {
+            let text = format!("error looking up volume plugin {driver}: {}", e.chain());
+            Error::new(e.kind(), text)
+        })
+    }
+
+    /// `VolumeDriver.<method>` about a volume.
+    async fn ask_driver(&self, driver: &str, method: &str, record: &Record) -> Result<()> {
+        let plugin = self.driver(driver).await?;
+        let question = serde_json::json!({"Name": record.name, "Opts": record.options});
+        let method = format!("{DRIVER}.{method}");
+        plugin.call(&method, &question).await.map(drop)
+    }
+
+    fn volume_event(&self, action: &str, name: &str, driver: &str) {
+        let attributes = BTreeMap::from([("driver".to_owned(), driver.to_owned())]);
         self.0.events.publish("volume", action, name, attributes);
     }
 }
@@ -420,18 +510,19 @@ fn plan(request: CreateVolume, now_ns: i64, draw: impl FnOnce() -> String) -> Re
         labels.insert(ANONYMOUS_LABEL.into(), String::new());
     }
     let fail = |kind, text: String| Error::new(kind, format!("create {name}: {text}"));
-    if !matches!(driver.as_str(), "" | "local") {
-        return Err(fail(
-            ErrorKind::NotFound,
-            format!("error looking up volume plugin {driver}: plugin {driver:?} not found"),
-        ));
-    }
     validate_name(&name).map_err(|text| fail(ErrorKind::InvalidArgument, text))?;
-    placed(&options).map_err(|e| fail(e.kind(), e.message().to_owned()))?;
+    let driver = if driver.is_empty() {
+        LOCAL.into()
+    } else {
+        driver
+    };
+    if driver == LOCAL {
+        placed(&options).map_err(|e| fail(e.kind(), e.message().to_owned()))?;
+    }
     Ok(Record {
         schema: SCHEMA,
         name,
-        driver: "local".into(),
+        driver,
         created_at_ns: now_ns,
         labels,
         options,

@@ -234,6 +234,9 @@ pub struct UpArgs {
     /// The Kubernetes API: IP:PORT or off [default: 127.0.0.1:6443]
     #[arg(long, value_name = "ADDRESS")]
     pub kube: Option<String>,
+    /// A plug-in that allows or denies every request of the Docker API; may be repeated, all must allow
+    #[arg(long, value_name = "PLUGIN")]
+    pub authorization_plugin: Vec<String>,
     /// Restart containers that become unhealthy; label gantry.restart-unhealthy=false|true wins
     #[arg(long)]
     pub restart_unhealthy: bool,
@@ -294,22 +297,29 @@ pub struct NameArgs {
 #[derive(Debug, ClapArgs)]
 pub struct SetArgs {
     pub container: String,
-    /// [ADDRESS:]PORT:CONTAINER_PORT[/udp], or CONTAINER_PORT for a free one
-    #[arg(short, long, value_name = "PORTS")]
-    pub publish: Vec<String>,
     /// CONTAINER_PORT[/udp] that is no longer published
     #[arg(long, value_name = "PORT")]
     pub unpublish: Vec<String>,
-    /// SOURCE:TARGET[:ro]; takes the place of what is at TARGET
-    #[arg(short, long, value_name = "MOUNT")]
-    pub volume: Vec<String>,
     /// TARGET whose mount goes
     #[arg(long, value_name = "TARGET")]
     pub unmount: Vec<String>,
-    /// NAME=VALUE, or NAME to take it away
+    #[command(flatten)]
+    pub shape: ShapeArgs,
+}
+
+/// What `run` gives a container and `set` changes.
+#[derive(Debug, ClapArgs)]
+pub struct ShapeArgs {
+    /// [ADDRESS:]PORT:CONTAINER_PORT[/udp], or CONTAINER_PORT for a free one
+    #[arg(short, long, value_name = "PORTS")]
+    pub publish: Vec<String>,
+    /// SOURCE:TARGET[:ro]; SOURCE is an absolute path or a volume's name; takes the place of what is at TARGET
+    #[arg(short, long, value_name = "MOUNT")]
+    pub volume: Vec<String>,
+    /// NAME=VALUE; NAME alone passes on the own one to `run`, and takes it away in `set`
     #[arg(short, long, value_name = "VARIABLE")]
     pub env: Vec<String>,
-    /// NAME=VALUE, or NAME to take it away
+    /// NAME=VALUE; NAME alone takes it away in `set`
     #[arg(short, long)]
     pub label: Vec<String>,
     /// Bytes, or with k, m, g
@@ -355,26 +365,8 @@ pub struct RunArgs {
     pub rm: bool,
     #[arg(long)]
     pub name: Option<String>,
-    /// [ADDRESS:]PORT:CONTAINER_PORT[/udp], or CONTAINER_PORT for a free one
-    #[arg(short, long, value_name = "PORTS")]
-    pub publish: Vec<String>,
-    /// SOURCE:TARGET[:ro]; SOURCE is an absolute path or a volume's name
-    #[arg(short, long, value_name = "MOUNT")]
-    pub volume: Vec<String>,
-    /// NAME=VALUE, or NAME to pass on the own one
-    #[arg(short, long, value_name = "VARIABLE")]
-    pub env: Vec<String>,
-    /// NAME=VALUE
-    #[arg(short, long)]
-    pub label: Vec<String>,
-    /// Bytes, or with k, m, g
-    #[arg(short, long)]
-    pub memory: Option<String>,
-    /// Such as 0.5
-    #[arg(long)]
-    pub cpus: Option<String>,
-    #[arg(long)]
-    pub pids_limit: Option<i64>,
+    #[command(flatten)]
+    pub shape: ShapeArgs,
     /// bridge, none, host, container:NAME, or a network's name
     #[arg(long, visible_alias = "net")]
     pub network: Option<String>,
@@ -388,9 +380,6 @@ pub struct RunArgs {
     pub workdir: Option<String>,
     #[arg(long)]
     pub entrypoint: Option<String>,
-    /// no, always, unless-stopped, on-failure[:COUNT]
-    #[arg(long)]
-    pub restart: Option<String>,
     #[arg(long)]
     pub privileged: bool,
     #[arg(long)]

@@ -21,6 +21,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// What an instance puts into `D`.
 const DATA_NAMES: [&str; 12] = [
     "node.redb",
+    "node.reserve",
     "events.json",
     "images",
     "build",

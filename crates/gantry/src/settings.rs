@@ -39,6 +39,8 @@ pub struct Settings {
     pub firewall: Firewall,
     /// A container that becomes unhealthy is restarted unless its label forbids it.
     pub restart_unhealthy: bool,
+    /// Asked before every request of the Docker API.
+    pub authorization_plugins: Vec<String>,
     /// Mirrors and insecure registries.
     pub registries: gantry_engine::Registries,
 }
@@ -57,6 +59,8 @@ struct ConfigFile {
     subnet_pool: Option<String>,
     firewall: Option<String>,
     restart_unhealthy: Option<bool>,
+    #[serde(alias = "authorization-plugin")]
+    authorization_plugins: Option<OneOrMore>,
     kube: Option<String>,
     registry: Option<String>,
     router: Option<String>,
@@ -141,6 +145,14 @@ impl Settings {
             subnet_pool: subnet_pool.trunc(),
             firewall,
             restart_unhealthy: up.restart_unhealthy || file.restart_unhealthy.unwrap_or(false),
+            authorization_plugins: match (
+                up.authorization_plugin.as_slice(),
+                &file.authorization_plugins,
+            ) {
+                ([], Some(OneOrMore::One(name))) => vec![name.clone()],
+                ([], Some(OneOrMore::More(names))) => names.clone(),
+                (names, _) => names.to_vec(),
+            },
             registries: registries(up, &file)?,
         })
     }

@@ -162,7 +162,6 @@ async fn connection(
         .max_header_size(HEADER_LIMIT)
         .max_headers(HEADERS)
         .max_buf_size(BUFFER_LIMIT)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(socket), service);
     let mut serving = std::pin::pin!(serving);
     let outcome = tokio::select! {

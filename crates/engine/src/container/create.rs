@@ -193,10 +193,11 @@ impl Engine {
         let (volume, claim) = self.volume_claim(request).await?;
         claims.push(claim);
         mount.name = Some(volume.name.clone());
-        mount.source = self
-            .volume_mountpoint(&volume.name)
-            .to_string_lossy()
-            .into_owned();
+        mount.driver = Some(volume.driver.clone());
+        if volume.driver == crate::volumes::LOCAL {
+            let place = self.volume_mountpoint(&volume.name);
+            mount.source = place.to_string_lossy().into_owned();
+        }
         let whole = !mount.options.contains_key(mounts::option::SUBPATH);
         if whole && !mount.options.contains_key(mounts::option::NO_COPY) {
             let destination = std::path::Path::new(&mount.destination);

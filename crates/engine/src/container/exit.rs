@@ -97,7 +97,7 @@ impl Engine {
         Moment::note_exit(slot.moment(), exit.code, None);
         self.release(&record);
         self.drop_shared_memory(&record);
-        self.volumes_deactivate(&record);
+        self.volumes_deactivate(&record).await;
         if let Some(pause) = next {
             self.restart_later(slot.clone(), pause);
         } else if removes {

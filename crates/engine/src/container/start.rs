@@ -123,6 +123,7 @@ impl Engine {
             Err(failed) => {
                 self.release(&record);
                 self.drop_shared_memory(&record);
+                self.volumes_deactivate(&record).await;
                 Err(failed)
             }
         }
@@ -299,7 +300,9 @@ impl Engine {
             ..World::default()
         };
         for mount in &record.mounts {
-            world.sources.push(self.mount_source(mount).await?);
+            world
+                .sources
+                .push(self.mount_source(&record.id, mount).await?);
             if let Some(image) = mount.image() {
                 let layers = self.0.images.layers(&image)?;
                 let layers = layers.iter().map(|l| l.to_string_lossy().into_owned());
@@ -402,7 +405,7 @@ impl Engine {
         Ok(other)
     }
 
-    async fn mount_source(&self, mount: &super::MountPoint) -> Result<String> {
+    async fn mount_source(&self, id: &str, mount: &super::MountPoint) -> Result<String> {
         match (mount.kind.as_str(), &mount.name) {
             ("bind", _) => {
                 if mount.options.contains_key(mounts::option::MAKE_SOURCE) {
@@ -416,7 +419,7 @@ impl Engine {
                 Ok(mount.source.clone())
             }
             ("volume", Some(name)) => {
-                let folder = self.volume_activate(name).await?;
+                let folder = self.volume_activate(name, Some(id)).await?;
                 if let Some(subpath) = mount.options.get(mounts::option::SUBPATH) {
                     subpath_exists(&folder, subpath)?;
                 }

@@ -310,8 +310,8 @@ fn a_tmpfs_volume_is_one_for_all_and_leaves_no_mount() {
             ..CreateVolume::default()
         };
         engine.volume_create(request).await.unwrap();
-        let at = engine.volume_activate("fast").await.unwrap();
-        assert_eq!(engine.volume_activate("fast").await.unwrap(), at);
+        let at = engine.volume_activate("fast", None).await.unwrap();
+        assert_eq!(engine.volume_activate("fast", None).await.unwrap(), at);
         let mounts = || {
             let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
             text.lines()

@@ -104,6 +104,9 @@ fn words(settings: &Settings, up: &UpArgs) -> Vec<OsString> {
     for insecure in hosts.into_iter().chain(nets) {
         words.extend(["--insecure-registry".into(), insecure.into()]);
     }
+    for plugin in &settings.authorization_plugins {
+        words.extend(["--authorization-plugin".into(), plugin.into()]);
+    }
     if settings.restart_unhealthy {
         words.push("--restart-unhealthy".into());
     }

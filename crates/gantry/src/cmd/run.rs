@@ -103,10 +103,10 @@ async fn pass_signals(client: &Client, path: &str) {
 
 /// The request of `POST /containers/create`.
 fn document(args: &RunArgs) -> anyhow::Result<Value> {
-    let (exposed, bindings) = ports(&args.publish)?;
+    let (exposed, bindings) = ports(&args.shape.publish)?;
     let attached = !args.detach;
     let mut host = json!({
-        "Binds": args.volume,
+        "Binds": args.shape.volume,
         "PortBindings": bindings,
         "AutoRemove": args.rm,
         "Privileged": args.privileged,
@@ -118,16 +118,16 @@ fn document(args: &RunArgs) -> anyhow::Result<Value> {
     if args.init {
         host["Init"] = json!(true);
     }
-    if let Some(memory) = &args.memory {
+    if let Some(memory) = &args.shape.memory {
         host["Memory"] = json!(bytes(memory).with_context(|| format!("--memory {memory}"))?);
     }
-    if let Some(cpus) = &args.cpus {
+    if let Some(cpus) = &args.shape.cpus {
         host["NanoCpus"] = json!(nano_cpus(cpus).with_context(|| format!("--cpus {cpus}"))?);
     }
-    if let Some(limit) = args.pids_limit {
+    if let Some(limit) = args.shape.pids_limit {
         host["PidsLimit"] = json!(limit);
     }
-    if let Some(policy) = &args.restart {
+    if let Some(policy) = &args.shape.restart {
         host["RestartPolicy"] = restart(policy)?;
     }
     if args.tty
@@ -137,8 +137,8 @@ fn document(args: &RunArgs) -> anyhow::Result<Value> {
     }
     let mut document = json!({
         "Image": args.image,
-        "Env": args.env.iter().filter_map(|v| variable(v)).collect::<Vec<_>>(),
-        "Labels": args.label.iter().map(|l| {
+        "Env": args.shape.env.iter().filter_map(|v| variable(v)).collect::<Vec<_>>(),
+        "Labels": args.shape.label.iter().map(|l| {
             let (name, value) = l.split_once('=').unwrap_or((l, ""));
             (name.to_owned(), json!(value))
         }).collect::<Map<_, _>>(),

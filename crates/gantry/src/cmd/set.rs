@@ -19,7 +19,7 @@ pub async fn run(client: &Client, args: &SetArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn document(args: &SetArgs) -> anyhow::Result<Value> {
-    let (_, mut bindings) = ports(&args.publish)?;
+    let (_, mut bindings) = ports(&args.shape.publish)?;
     for port in &args.unpublish {
         let port = if port.contains('/') {
             port.clone()
@@ -28,27 +28,31 @@ fn document(args: &SetArgs) -> anyhow::Result<Value> {
         };
         bindings.insert(port, json!([]));
     }
-    let labels = args.label.iter().map(|label| match label.split_once('=') {
-        Some((name, value)) => (name.to_owned(), json!(value)),
-        None => (label.clone(), Value::Null),
-    });
+    let labels = args
+        .shape
+        .label
+        .iter()
+        .map(|label| match label.split_once('=') {
+            Some((name, value)) => (name.to_owned(), json!(value)),
+            None => (label.clone(), Value::Null),
+        });
     let mut document = json!({
-        "Env": args.env,
+        "Env": args.shape.env,
         "Labels": labels.collect::<Map<_, _>>(),
         "PortBindings": bindings,
-        "Binds": args.volume,
+        "Binds": args.shape.volume,
         "Unmount": args.unmount,
     });
-    if let Some(memory) = &args.memory {
+    if let Some(memory) = &args.shape.memory {
         document["Memory"] = json!(bytes(memory).with_context(|| format!("--memory {memory}"))?);
     }
-    if let Some(cpus) = &args.cpus {
+    if let Some(cpus) = &args.shape.cpus {
         document["NanoCpus"] = json!(nano_cpus(cpus).with_context(|| format!("--cpus {cpus}"))?);
     }
-    if let Some(limit) = args.pids_limit {
+    if let Some(limit) = args.shape.pids_limit {
         document["PidsLimit"] = json!(limit);
     }
-    if let Some(policy) = &args.restart {
+    if let Some(policy) = &args.shape.restart {
         document["RestartPolicy"] = restart(policy)?;
     }
     Ok(document)

@@ -325,6 +325,7 @@ fn engine_settings(settings: &Settings, instance: String) -> gantry_engine::Sett
         },
         instance,
         restart_unhealthy: settings.restart_unhealthy,
+        authorization_plugins: settings.authorization_plugins.clone(),
         registries: settings.registries.clone(),
         runtime_program: runtime_program::BYTES,
     }

@@ -253,7 +253,7 @@ fn no_field_is_ignored() {
     let world = World::isolated(GANTRY);
     world.load_busybox();
     let cdi = Cdi::new();
-    let parent = world.instance() + "-fields";
+    let parent = world.instance() + "/fields";
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let made = "echo in memory >/dev/shm/shared; mkdir -p /of-other/sub; echo below >/of-other/sub/file; exec sleep 600";
     for words in [
