@@ -71,7 +71,10 @@ def tree(root):
     made = []
     for _ in range(rng.randint(3, 10)):
         at = os.path.join(root, path(4, rng.choice([10, 60])))
-        os.makedirs(os.path.dirname(at), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(at), exist_ok=True)
+        except OSError:
+            continue  # a file has the name
         if os.path.lexists(at):
             continue
         what = rng.choice("fffslhp")

@@ -486,3 +486,37 @@ fn disk_verbs_and_prune_with_filters() {
     assert_eq!(damaged.code, 1, "{damaged}");
     assert!(damaged.stdout.contains("1 damaged"), "{damaged}");
 }
+
+#[test]
+fn a_container_exported_and_imported_is_the_same_tree() {
+    let world = busybox();
+    let make = "mkdir -p /x/d && echo hi >/x/f && ln -s f /x/l && ln /x/f /x/h && chmod 4711 /x/f && chown 7:8 /x/d && mkfifo /x/p && rm -r /www";
+    world
+        .docker(&["run", "--name", "made", "busybox", "sh", "-c", make])
+        .ok();
+    let archive = world.folder().join("made.tar").display().to_string();
+    world.docker(&["export", "-o", &archive, "made"]).ok();
+    world
+        .docker(&["import", "-c", "CMD [\"sh\"]", &archive, "again:1"])
+        .ok();
+    let look = "cd /x && ls -ln . && stat -c '%n %a %u %g %h %F' f l h d p && cat h && ls -d /www 2>&1; true";
+    let seen = world
+        .docker(&["run", "--rm", "again:1", "sh", "-c", look])
+        .ok();
+    for part in [
+        "f 4711 0 0 2 regular file",
+        "d 755 7 8",
+        "p 644 0 0 1 fifo",
+        "l -> f",
+        "hi",
+    ] {
+        assert!(seen.contains(part), "{part}: {seen}");
+    }
+    assert!(seen.contains("/www: No such file"), "{seen}");
+    // The same again by another program: what GNU tar reads of our export.
+    let listed = run(Command::new("tar").args(["-tvf", &archive]), None).ok();
+    assert!(
+        listed.contains("x/l -> f") && listed.contains("link to x/"),
+        "{listed}"
+    );
+}
