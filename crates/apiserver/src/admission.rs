@@ -48,6 +48,7 @@ pub(crate) async fn create(
             object["spec"] = json!({"finalizers": ["kubernetes"]});
         }
         ("", "secrets") => encode_string_data(object)?,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => crate::custom::complete(object),
         ("", "pods") => crate::pods::admit(api, target, object).await?,
         _ => {}
     }

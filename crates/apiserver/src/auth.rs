@@ -122,6 +122,7 @@ pub(crate) async fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> R
         groups: groups.clone(),
         uid: uid.first().cloned().unwrap_or_default(),
         extra: Vec::new(),
+        by: Some(Box::new(user.clone())),
     };
     let account = name
         .strip_prefix("system:serviceaccount:")

@@ -58,7 +58,7 @@ pub(crate) fn answer(api: &Arc<Api>, call: &Call) -> Result<Option<Reply>> {
         ["openapi", "v3"] => openapi::v3_index(&places(&kinds)),
         ["openapi", "v3", "api", version] => document(&kinds, "", version)?,
         ["openapi", "v3", "apis", group, version] => document(&kinds, group, version)?,
-        ["openapi", "v2"] => openapi::v2(&[]),
+        ["openapi", "v2"] => return Ok(Some(version_2(call, &kinds))),
         ["api", version] => resources(&kinds, "", version)?,
         ["apis", name, version] => resources(&kinds, name, version)?,
         _ => return Ok(None),
@@ -72,18 +72,58 @@ fn places(kinds: &[Arc<Kind>]) -> Vec<(String, String)> {
     for name in std::iter::once("").chain(groups(kinds)) {
         for version in versions(kinds, name) {
             let place = openapi::place(name, version);
-            let hash = openapi::hash(format!("{} {place}", env!("CARGO_PKG_VERSION")).as_bytes());
+            let mut content = format!("{} {place}", env!("CARGO_PKG_VERSION"));
+            for kind in kinds
+                .iter()
+                .filter(|k| k.group == name && k.version == version)
+            {
+                if let Some(custom) = &kind.custom {
+                    content.push_str(&custom.schema.to_string());
+                }
+            }
+            let hash = openapi::hash(content.as_bytes());
             places.push((place, hash));
         }
     }
     places
 }
 
+fn custom(kinds: &[Arc<Kind>]) -> Vec<openapi::Custom<'_>> {
+    let all = kinds
+        .iter()
+        .filter_map(|kind| Some((kind, kind.custom.as_ref()?)));
+    all.map(|(kind, custom)| openapi::Custom {
+        group: &kind.group,
+        version: &kind.version,
+        kind: &kind.kind,
+        list_kind: &custom.list_kind,
+        plural: &kind.plural,
+        namespaced: kind.namespaced,
+        schema: &custom.schema,
+        has_status: kind.has("status"),
+        has_scale: kind.has("scale"),
+    })
+    .collect()
+}
+
+/// The document of OpenAPI 2: as Go clients ask for it, or as JSON.
+fn version_2(call: &Call, kinds: &[Arc<Kind>]) -> Reply {
+    let document = openapi::v2(&custom(kinds));
+    if call.form == Form::OpenApi {
+        return reply::bytes(
+            StatusCode::OK,
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            openapi::protobuf(&document),
+        );
+    }
+    reply::json(StatusCode::OK, &document)
+}
+
 fn document(kinds: &[Arc<Kind>], group: &str, version: &str) -> Result<Value> {
     if !versions(kinds, group).contains(&version) {
         return Err(Status::no_resource());
     }
-    openapi::v3(group, version, &[]).ok_or_else(Status::no_resource)
+    openapi::v3(group, version, &custom(kinds)).ok_or_else(Status::no_resource)
 }
 
 /// Groups in the order of the table, without core.

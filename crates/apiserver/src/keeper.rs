@@ -25,7 +25,7 @@ const PAGE: usize = 500;
 const TRIES: usize = 20;
 const ROOT_CA: &str = "kube-root-ca.crt";
 
-fn target(kind: &Arc<Kind>, namespace: &str, name: &str) -> Target {
+pub(crate) fn target(kind: &Arc<Kind>, namespace: &str, name: &str) -> Target {
     Target {
         verb: "update",
         kind: kind.clone(),
@@ -37,7 +37,7 @@ fn target(kind: &Arc<Kind>, namespace: &str, name: &str) -> Target {
 
 impl Api {
     /// Changes an object until the change is written; nothing happens when `change` says so or the object is gone.
-    async fn edit(
+    pub(crate) async fn edit(
         self: &Arc<Self>,
         target: &Target,
         change: impl Fn(&mut Value) -> bool,
@@ -543,7 +543,7 @@ fn drop_owners(object: &mut Value, gone: impl Fn(&str) -> bool) -> bool {
     changed
 }
 
-fn drop_finalizer(object: &mut Value, word: &str) -> bool {
+pub(crate) fn drop_finalizer(object: &mut Value, word: &str) -> bool {
     let fields = metadata(object);
     let Some(Value::Array(finalizers)) = fields.get_mut("finalizers") else {
         return false;

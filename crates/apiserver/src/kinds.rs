@@ -67,7 +67,10 @@ impl Kind {
     }
     /// Whether kept bytes may be of another version than this one.
     pub(crate) fn is_converted(&self) -> bool {
-        self.stored_as.is_some() || self.custom.as_ref().is_some_and(|c| c.versions > 1)
+        match &self.custom {
+            Some(custom) => custom.versions > 1 || self.stored_version() != self.api_version(),
+            None => self.stored_as.is_some(),
+        }
     }
     pub(crate) fn is(&self, group: &str, plural: &str) -> bool {
         self.group == group && self.plural == plural

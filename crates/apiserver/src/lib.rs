@@ -21,7 +21,9 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod audit;
 mod auth;
+mod convert;
 mod custom;
 mod delete;
 mod discovery;
@@ -51,6 +53,7 @@ pub use reply::{Body, Reply};
 pub use request::User;
 pub use server::serve;
 
+use audit::Audit;
 use bytes::Bytes;
 use gantry_base::ResultExt;
 use gantry_store::{Compare, Done, KeyValue, Op, Range, Span, Store, Txn};
@@ -78,6 +81,8 @@ pub struct Settings {
     pub keys_dir: PathBuf,
     /// Where clients reach it: `127.0.0.1:6443`.
     pub address: String,
+    /// Where writes and refusals are noted down; `None`: nowhere.
+    pub audit_log: Option<PathBuf>,
     /// Further addresses that its certificate shall name.
     pub addresses: Vec<IpAddr>,
 }
@@ -89,6 +94,7 @@ pub struct Api {
     hub: Arc<Hub>,
     registry: Registry,
     rbac: Rbac,
+    audit: Option<Audit>,
     settings: Settings,
     stop: signal::Receiver<bool>,
 }
@@ -122,12 +128,20 @@ impl Api {
     ) -> gantry_base::Result<Arc<Self>> {
         let keys = Arc::new(Keys::open(&*store, &settings.keys_dir).await?);
         let hub = Arc::new(Hub::new(store.clone(), keys.clone()));
+        let audit = match &settings.audit_log {
+            Some(path) => Some(
+                Audit::start(path)
+                    .context(|| format!("opening the audit log {}", path.display()))?,
+            ),
+            None => None,
+        };
         let api = Arc::new(Self {
             store,
             keys,
             hub,
             registry: Registry::new(),
             rbac: Rbac::default(),
+            audit,
             settings,
             stop,
         });
@@ -140,10 +154,14 @@ impl Api {
             .await
             .map_err(|status| gantry_base::Error::internal(status.message))
             .context(|| "making the first objects of the cluster".into())?;
+        api.load_custom()
+            .await
+            .map_err(|status| gantry_base::Error::internal(status.message))?;
         let hub = api.hub.clone();
         let rbac = api.clone();
         api.spawn(async move { hub.run(watcher, || rbac.rbac.changed()).await });
         api.spawn(api.clone().keep_namespaces());
+        api.spawn(api.clone().keep_definitions());
         api.spawn(api.clone().collect_garbage());
         api.spawn(api.clone().compact());
         Ok(api)
@@ -288,15 +306,33 @@ impl Api {
     {
         let call = Call::new(user, method, uri, headers)?;
         let place = request::place(&self.registry, &call.method, &call.path, &call.query)?;
-        auth::authorize(self, &call, &place).await?;
+        let answered = match auth::authorize(self, &call, &place).await {
+            Ok(()) => self.handle(&call, &place, body).await,
+            Err(status) => Err(status),
+        };
+        if let Some(audit) = &self.audit {
+            let code = match &answered {
+                Ok(reply) => reply.status(),
+                Err(status) => status.code,
+            };
+            audit.note(&call, Some(&place), code.as_u16());
+        }
+        answered
+    }
+
+    async fn handle<B>(self: &Arc<Self>, call: &Call, place: &Place, body: B) -> Result<Reply>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let target = match place {
             Place::Object(target) => target,
-            Place::Path => return self.path(&call).await,
+            Place::Path => return self.path(call).await,
         };
         match target.verb {
-            "get" => return self.read_one(&call, &target).await,
-            "list" => return read::list(self, &call, &target).await,
-            "watch" => return watch::watch(self, &call, &target).await,
+            "get" => return self.read_one(call, target).await,
+            "list" => return read::list(self, call, target).await,
+            "watch" => return watch::watch(self, call, target).await,
             _ => {}
         }
         let body = request::body(body).await?;
@@ -305,20 +341,20 @@ impl Api {
                 "" if target.kind.virtual_kind && target.kind.group.is_empty() => {
                     Err(Status::method_not_allowed())
                 }
-                "" if target.kind.virtual_kind => auth::review(self, &call, &target, &body).await,
-                "" => write::create(self, &call, &target, &body).await,
-                "token" => tokens::request(self, &call, &target, &body).await,
-                "binding" => pods::bind(self, &call, &target, &body).await,
-                "eviction" => pods::evict(self, &call, &target, &body).await,
-                "exec" | "attach" | "portforward" => self.read_one(&call, &target).await,
+                "" if target.kind.virtual_kind => auth::review(self, call, target, &body).await,
+                "" => write::create(self, call, target, &body).await,
+                "token" => tokens::request(self, call, target, &body).await,
+                "binding" => pods::bind(self, call, target, &body).await,
+                "eviction" => pods::evict(self, call, target, &body).await,
+                "exec" | "attach" | "portforward" => self.read_one(call, target).await,
                 _ => Err(Status::method_not_allowed()),
             },
-            "update" => write::update(self, &call, &target, &body).await,
-            "patch" => write::patch(self, &call, &target, &body).await,
+            "update" => write::update(self, call, target, &body).await,
+            "patch" => write::patch(self, call, target, &body).await,
             "delete" if target.subresource.is_empty() => {
-                delete::delete(self, &call, &target, &body).await
+                delete::delete(self, call, target, &body).await
             }
-            "deletecollection" => delete::delete_many(self, &call, &target, &body).await,
+            "deletecollection" => delete::delete_many(self, call, target, &body).await,
             _ => Err(Status::method_not_allowed()),
         }
     }
@@ -565,21 +601,12 @@ impl Api {
 
     /// A kept document in the version of `kind`.
     pub(crate) fn converted(&self, kind: &Kind, object: Value) -> Result<Value> {
-        let mut object = object;
-        if object["apiVersion"] != kind.api_version() {
-            object["apiVersion"] = kind.api_version().into();
-        }
-        Ok(object)
+        Ok(convert::convert(kind, object, &kind.api_version()))
     }
 
     /// A document in the version in which it is kept.
     pub(crate) fn to_stored(&self, kind: &Kind, object: Value) -> Result<Value> {
-        let mut object = object;
-        let stored = kind.stored_version();
-        if object["apiVersion"] != stored {
-            object["apiVersion"] = stored.into();
-        }
-        Ok(object)
+        Ok(convert::convert(kind, object, &kind.stored_version()))
     }
 
     /// The document of a stored object, in the version of `kind`, with its resourceVersion.
@@ -611,7 +638,7 @@ impl Api {
         stored: &Stored,
     ) -> Result<Reply> {
         let kind = &target.kind;
-        let plain = matches!(call.form, Form::Plain | Form::Aggregated);
+        let plain = matches!(call.form, Form::Plain | Form::Aggregated | Form::OpenApi);
         if plain && stored.revision > 0 && !self.needs_conversion(kind, &stored.value) {
             let mut out = Vec::with_capacity(stored.value.len() + 40);
             object::write_whole(&mut out, &stored.value, stored.revision)?;

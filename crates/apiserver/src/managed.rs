@@ -42,7 +42,10 @@ impl Who {
     }
 }
 
-fn types(target: &Target) -> Option<&'static Schema> {
+fn types(target: &Target) -> Option<&Schema> {
+    if let Some(custom) = &target.kind.custom {
+        return Some(&custom.types);
+    }
     Schema::of(&target.kind.api_version(), &target.kind.kind)
 }
 

@@ -293,7 +293,7 @@ pub(crate) fn render(
             });
             Ok(reply::json(StatusCode::OK, &document))
         }
-        Form::Plain | Form::Aggregated => {
+        Form::Plain | Form::Aggregated | Form::OpenApi => {
             let size: usize = items.iter().map(|i| i.value.len() + 40).sum();
             let mut out = Vec::with_capacity(size + 256);
             let head = json!({"kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata});

@@ -21,6 +21,8 @@ pub struct User {
     pub uid: String,
     pub groups: Vec<String>,
     pub extra: Vec<(String, Vec<String>)>,
+    /// Who takes this user's place.
+    pub by: Option<Box<User>>,
 }
 
 impl User {
@@ -115,6 +117,8 @@ pub(crate) enum Form {
     Partial,
     /// Discovery of all groups in one document.
     Aggregated,
+    /// OpenAPI 2 as protobuf.
+    OpenApi,
 }
 
 /// A request for a kind.
@@ -226,6 +230,9 @@ fn form(headers: &HeaderMap) -> Result<Form> {
     for word in words {
         let mut parts = word.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default();
+        if media.starts_with("application/com.github.proto-openapi.spec.v2") {
+            return Ok(Form::OpenApi);
+        }
         if !matches!(media, "application/json" | "*/*" | "application/*" | "") {
             continue;
         }

@@ -5,7 +5,7 @@ use crate::request::{Call, Target};
 use crate::status::{Fault, Result, Status};
 use gantry_kube_api::decode::{self, FieldValidation};
 use gantry_kube_api::schema::Schema;
-use gantry_kube_api::{defaults, validate};
+use gantry_kube_api::{crd, defaults, validate};
 use serde_json::Value;
 
 /// Kinds whose `metadata.generation` counts changes of what is wanted.
@@ -38,7 +38,10 @@ pub(crate) fn prune(
     let validation = validation(call)?;
     let api_version = kind.api_version();
     match (&kind.custom, Schema::of(&api_version, &kind.kind)) {
-        (Some(custom), _) => problems.extend(custom.prune(object)),
+        (Some(custom), _) => {
+            let unknown = custom.structural.prune(object);
+            problems.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
+        }
         (None, Some(schema)) => {
             let unknown = decode::typed(schema, &kind.kind, object);
             problems.extend(unknown.map_err(|why| {
@@ -78,7 +81,7 @@ fn validation(call: &Call) -> Result<FieldValidation> {
 /// Fills in what the client left open.
 pub(crate) fn default(kind: &Kind, object: &mut Value) {
     match &kind.custom {
-        Some(custom) => custom.default(object),
+        Some(custom) => custom.structural.default(object),
         None => defaults::apply(object),
     }
 }
@@ -86,16 +89,28 @@ pub(crate) fn default(kind: &Kind, object: &mut Value) {
 /// Faults of a new object, or of a changed one.
 pub(crate) fn validate(target: &Target, object: &Value, old: Option<&Value>) -> Result<()> {
     let kind = &target.kind;
-    let faults = match (&kind.custom, old) {
+    let mut faults = match (&kind.custom, old) {
         (Some(custom), old) => {
             let mut faults = validate::metadata(object, old, kind.namespaced);
-            faults.extend(custom.validate(object, old));
+            faults.extend(custom.structural.validate(object, old));
             faults
         }
         (None, None) => validate::create(object),
         (None, Some(old)) if target.subresource == "status" => validate::update_status(object, old),
         (None, Some(old)) => validate::update(object, old),
     };
+    if kind.is("apiextensions.k8s.io", "customresourcedefinitions") && target.subresource.is_empty()
+    {
+        faults.extend(crd::definition(object, old));
+        if object
+            .pointer("/spec/conversion/strategy")
+            .is_some_and(|s| s == "Webhook")
+        {
+            return Err(Status::bad_request(
+                "spec.conversion.strategy: Webhook is not served; use None",
+            ));
+        }
+    }
     if faults.is_empty() {
         return Ok(());
     }

@@ -12,11 +12,7 @@ use std::sync::Arc;
 
 /// Where replicas, their number now and the selector are: JSON pointers.
 fn paths(kind: &Kind) -> (String, String, String) {
-    match kind
-        .custom
-        .as_ref()
-        .and_then(|c| c.scale_paths(&kind.version))
-    {
+    match kind.custom.as_ref().and_then(|c| c.scale.clone()) {
         Some(paths) => paths,
         None => (
             "/spec/replicas".into(),

@@ -100,6 +100,7 @@ pub(crate) async fn verify(api: &Api, token: &str) -> Result<(User, Vec<String>)
         uid: uid.to_owned(),
         groups: account_groups(namespace),
         extra,
+        by: None,
     };
     let audiences = claims["aud"].as_array().into_iter().flatten();
     let audiences = audiences

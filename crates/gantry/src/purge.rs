@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at a cgroup that is emptying.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What an instance puts into `D`.
-const DATA_NAMES: [&str; 13] = [
+const DATA_NAMES: [&str; 15] = [
     "node.redb",
     "node.reserve",
     "events.json",
@@ -31,6 +31,8 @@ const DATA_NAMES: [&str; 13] = [
     "tmp",
     "store",
     "keys",
+    "audit.log",
+    "audit.log.1",
     "instance",
     "lock",
 ];

@@ -80,7 +80,7 @@ stringData: {k: hidden-from-the-disk}
 #[test]
 fn kubectl_makes_changes_watches_and_removes() {
     let mut world = world();
-    let create = |text: &str| world.kubectl_with(&["create", "--validate=false", "-f", "-"], text);
+    let create = |text: &str| world.kubectl_with(&["create", "-f", "-"], text);
     assert_eq!(
         create(WORKLOAD).ok(),
         "deployment.apps/d created\nconfigmap/cm created\nsecret/s created"
@@ -217,7 +217,7 @@ fn kubectl_makes_changes_watches_and_removes() {
 #[test]
 fn finalizers_preconditions_and_dry_runs_hold() {
     let world = world();
-    let apply = |text: &str| world.kubectl_with(&["create", "--validate=false", "-f", "-"], text);
+    let apply = |text: &str| world.kubectl_with(&["create", "-f", "-"], text);
     apply("{\"apiVersion\": \"v1\", \"kind\": \"ConfigMap\", \"metadata\": {\"name\": \"f\", \"finalizers\": [\"x.test/f\"]}}").ok();
     world.kubectl(&["delete", "cm/f", "--wait=false"]).ok();
     let time = world
@@ -235,7 +235,7 @@ fn finalizers_preconditions_and_dry_runs_hold() {
         .ok();
     world.kubectl(&["get", "cm/f"]).fails(1);
 
-    let dry = ["create", "--validate=false", "--dry-run=server", "-f", "-"];
+    let dry = ["create", "--dry-run=server", "-f", "-"];
     world
         .kubectl_with(
             &dry,
@@ -248,9 +248,7 @@ fn finalizers_preconditions_and_dry_runs_hold() {
     let stale = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "h", "resourceVersion": "1"}}"#;
     apply("{\"apiVersion\": \"v1\", \"kind\": \"ConfigMap\", \"metadata\": {\"name\": \"h\"}}")
         .ok();
-    let refusal = world
-        .kubectl_with(&["replace", "--validate=false", "-f", "-"], stale)
-        .fails(1);
+    let refusal = world.kubectl_with(&["replace", "-f", "-"], stale).fails(1);
     assert!(refusal.contains("the object has been modified; please apply your changes to the latest version and try again"), "{refusal}");
 
     // Faults are Kubernetes' own.
@@ -281,5 +279,397 @@ fn finalizers_preconditions_and_dry_runs_hold() {
         assert_eq!(rest["items"][0]["metadata"]["name"], "kube-system");
         Ok(())
     });
+    world.purge();
+}
+
+#[test]
+fn typed_clients_apply_and_explain() {
+    let world = world();
+    // Protobuf bodies, from an older and a newer client.
+    let old =
+        |words: &[&str]| gantry_testkit::run(&mut world.kube_command("kubectl-1.32", words), None);
+    assert_eq!(old(&["create", "ns", "n"]).ok(), "namespace/n created");
+    old(&["-n", "n", "create", "cm", "a", "--from-literal=x=y"]).ok();
+    old(&[
+        "-n",
+        "n",
+        "create",
+        "secret",
+        "generic",
+        "s",
+        "--from-literal=k=v",
+    ])
+    .ok();
+    assert_eq!(
+        world
+            .kubectl(&[
+                "-n",
+                "n",
+                "get",
+                "secret/s",
+                "-o",
+                "jsonpath={.data.k} {.type}"
+            ])
+            .ok(),
+        "dg== Opaque"
+    );
+    world
+        .kubectl(&[
+            "-n",
+            "n",
+            "create",
+            "deployment",
+            "web",
+            "--image=busybox",
+            "--replicas=0",
+            "--port=80",
+        ])
+        .ok();
+    assert_eq!(
+        world
+            .kubectl(&[
+                "-n",
+                "n",
+                "get",
+                "deploy/web",
+                "-o",
+                "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].ports[0].protocol}"
+            ])
+            .ok(),
+        "0 TCP"
+    );
+    old(&[
+        "-n",
+        "n",
+        "autoscale",
+        "deployment",
+        "web",
+        "--max=4",
+        "--cpu-percent=80",
+    ])
+    .ok();
+    assert_eq!(
+        world
+            .kubectl(&[
+                "-n",
+                "n",
+                "get",
+                "hpa.v2.autoscaling/web",
+                "-o",
+                "jsonpath={.spec.metrics[0].resource.target.averageUtilization}"
+            ])
+            .ok(),
+        "80"
+    );
+
+    let apply = |words: &[&str]| {
+        let all = [&["-n", "n", "apply", "-f", "-"], words].concat();
+        world.kubectl_with(&all, WORKLOAD)
+    };
+    apply(&[]).ok();
+    assert!(
+        apply(&[])
+            .ok()
+            .lines()
+            .all(|line| line.ends_with(" unchanged"))
+    );
+    apply(&["--server-side", "--force-conflicts", "--field-manager=one"]).ok();
+    let other = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "2"}}"#;
+    let refusal = world
+        .kubectl_with(
+            &[
+                "-n",
+                "n",
+                "apply",
+                "--server-side",
+                "--field-manager=two",
+                "-f",
+                "-",
+            ],
+            other,
+        )
+        .fails(1);
+    assert!(
+        refusal.contains(r#"conflict with "one": .data.a"#),
+        "{refusal}"
+    );
+    let text = world.kubectl(&["explain", "deployment.spec.strategy"]).ok();
+    assert!(text.contains("rollingUpdate"), "{text}");
+    let refusal = world.kubectl_with(&["-n", "n", "create", "-f", "-"], "{\"apiVersion\": \"v1\", \"kind\": \"ConfigMap\", \"metadata\": {\"name\": \"u\"}, \"bogus\": 1}").fails(1);
+    assert!(refusal.contains(r#"unknown field "bogus""#), "{refusal}");
+
+    assert_eq!(
+        world.kubectl(&["delete", "ns", "n", "--timeout=30s"]).ok(),
+        "namespace \"n\" deleted"
+    );
+    world.kubectl(&["get", "ns", "n"]).fails(1);
+    world.purge();
+}
+
+#[test]
+fn rights_are_what_roles_say_and_nobody_hands_out_more() {
+    let world = world();
+    world
+        .kubectl(&[
+            "create",
+            "role",
+            "reader",
+            "--verb=get,list",
+            "--resource=pods",
+        ])
+        .ok();
+    world
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "reader",
+            "--role=reader",
+            "--serviceaccount=default:default",
+        ])
+        .ok();
+    let can = |what: &[&str]| {
+        let all = [
+            &[
+                "auth",
+                "can-i",
+                "--as=system:serviceaccount:default:default",
+            ],
+            what,
+        ]
+        .concat();
+        world.kubectl(&all).stdout.trim().to_owned()
+    };
+    assert_eq!(can(&["list", "pods"]), "yes");
+    assert_eq!(can(&["delete", "pods"]), "no");
+    assert_eq!(can(&["list", "pods", "-n", "kube-system"]), "no");
+
+    // The same by a token that the account was given.
+    let token = world.kubectl(&["create", "token", "default"]).ok();
+    let server = world
+        .kubectl(&[
+            "config",
+            "view",
+            "--minify",
+            "-o",
+            "jsonpath={.clusters[0].cluster.server}",
+        ])
+        .ok();
+    let by_token = |token: &str, words: &[&str]| {
+        let mut command = world.kube_command("kubectl", words);
+        command.env("KUBECONFIG", "/dev/null").args([
+            &format!("--token={token}"),
+            "--insecure-skip-tls-verify",
+            "-s",
+            &server,
+        ]);
+        gantry_testkit::run(&mut command, None)
+    };
+    by_token(&token, &["get", "pods"]).ok();
+    assert_eq!(
+        by_token(&token, &["get", "secrets"]).fails(1),
+        r#"Error from server (Forbidden): secrets is forbidden: User "system:serviceaccount:default:default" cannot list resource "secrets" in API group "" in the namespace "default""#
+    );
+    let mut forged = token.clone();
+    forged.truncate(token.rfind('.').unwrap() + 1);
+    forged.push_str(&"A".repeat(86));
+    assert!(
+        by_token(&forged, &["get", "pods"])
+            .stderr
+            .contains("Unauthorized")
+    );
+    assert!(
+        by_token("nonsense", &["get", "pods"])
+            .stderr
+            .contains("Unauthorized")
+    );
+
+    // Somebody who may write roles does not get more by them.
+    world
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "admin",
+            "--clusterrole=admin",
+            "--user=eve",
+        ])
+        .ok();
+    let eve = |words: &[&str]| world.kubectl(&[words, &["--as=eve"]].concat());
+    eve(&["create", "role", "mine", "--verb=get", "--resource=pods"]).ok();
+    let refusal = eve(&["create", "role", "more", "--verb=get", "--resource=nodes"]).fails(1);
+    assert!(
+        refusal.contains("is attempting to grant RBAC permissions not currently held")
+            && refusal.contains(r#"{APIGroups:[""], Resources:["nodes"], Verbs:["get"]}"#),
+        "{refusal}"
+    );
+    let refusal = eve(&[
+        "create",
+        "rolebinding",
+        "all",
+        "--clusterrole=cluster-admin",
+        "--user=eve",
+    ])
+    .fails(1);
+    assert!(refusal.contains("not currently held"), "{refusal}");
+    let refusal = by_token(&token, &["get", "pods", "--as=eve"]).fails(1);
+    assert!(
+        refusal.contains(r#"cannot impersonate resource "users""#),
+        "{refusal}"
+    );
+
+    let log = std::fs::read_to_string(world.data_dir().join("audit.log")).unwrap();
+    let told = log.lines().any(|line| {
+        line.contains(r#""impersonatedUser":{"username":"eve""#)
+            && line.contains(r#""username":"kubernetes-admin""#)
+            && line.contains(r#""code":403"#)
+    });
+    assert!(told, "{log}");
+
+    // The account goes, and its token with it.
+    world.kubectl(&["create", "sa", "short"]).ok();
+    let token = world.kubectl(&["create", "token", "short"]).ok();
+    assert!(
+        by_token(&token, &["get", "pods"])
+            .stderr
+            .contains("Forbidden")
+    );
+    world.kubectl(&["delete", "sa", "short"]).ok();
+    assert!(
+        by_token(&token, &["get", "pods"])
+            .stderr
+            .contains("Unauthorized")
+    );
+    world.purge();
+}
+
+#[test]
+fn what_belongs_to_something_gone_goes_too() {
+    let world = world();
+    for name in ["owner", "child", "orphan"] {
+        world.kubectl(&["create", "cm", name]).ok();
+    }
+    let uid = world
+        .kubectl(&["get", "cm/owner", "-o", "jsonpath={.metadata.uid}"])
+        .ok();
+    let owned = format!(
+        r#"{{"metadata":{{"ownerReferences":[{{"apiVersion":"v1","kind":"ConfigMap","name":"owner","uid":"{uid}"}}]}}}}"#
+    );
+    world.kubectl(&["patch", "cm/child", "-p", &owned]).ok();
+    world.kubectl(&["delete", "cm/owner"]).ok();
+    eventually("the child's end", SOON, || {
+        match world.kubectl(&["get", "cm/child"]).code {
+            0 => Err("it is there".to_owned()),
+            _ => Ok(()),
+        }
+    });
+    // Orphans stay, and belong to nobody.
+    world.kubectl(&["create", "cm", "owner"]).ok();
+    let uid = world
+        .kubectl(&["get", "cm/owner", "-o", "jsonpath={.metadata.uid}"])
+        .ok();
+    let owned = format!(
+        r#"{{"metadata":{{"ownerReferences":[{{"apiVersion":"v1","kind":"ConfigMap","name":"owner","uid":"{uid}"}}]}}}}"#
+    );
+    world.kubectl(&["patch", "cm/orphan", "-p", &owned]).ok();
+    world
+        .kubectl(&["delete", "cm/owner", "--cascade=orphan"])
+        .ok();
+    assert_eq!(
+        world
+            .kubectl(&[
+                "get",
+                "cm/orphan",
+                "-o",
+                "jsonpath={.metadata.ownerReferences}"
+            ])
+            .ok(),
+        ""
+    );
+    // What was removed by hand comes back.
+    world.kubectl(&["delete", "cm/kube-root-ca.crt"]).ok();
+    eventually("the authority's certificate", SOON, || {
+        match world.kubectl(&["get", "cm/kube-root-ca.crt"]).code {
+            0 => Ok(()),
+            _ => Err("it is not there".to_owned()),
+        }
+    });
+    world.purge();
+}
+
+const DEFINITION: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.gk.test}
+spec:
+  group: gk.test
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, shortNames: [wd]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    additionalPrinterColumns: [{name: Size, type: integer, jsonPath: .spec.size}]
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [size]
+            properties: {size: {type: integer, minimum: 1}, color: {type: string, default: red}}
+            x-kubernetes-validations: [{rule: "self.size < 100", message: "too big"}]
+"#;
+
+#[test]
+fn custom_resources_are_kinds_like_others() {
+    let world = world();
+    world.kubectl_with(&["apply", "-f", "-"], DEFINITION).ok();
+    world
+        .kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "crd/widgets.gk.test",
+            "--timeout=20s",
+        ])
+        .ok();
+    let widget = |name: &str, spec: &str| {
+        let text = format!(
+            "{{\"apiVersion\":\"gk.test/v1\",\"kind\":\"Widget\",\"metadata\":{{\"name\":\"{name}\"}},\"spec\":{spec}}}"
+        );
+        world.kubectl_with(&["apply", "-f", "-"], &text)
+    };
+    widget("w", "{\"size\":3}").ok();
+    assert_eq!(
+        world
+            .kubectl(&["get", "wd", "w", "-o", "jsonpath={.spec}"])
+            .ok(),
+        r#"{"color":"red","size":3}"#
+    );
+    let table = world.kubectl(&["get", "wd"]).ok();
+    assert_eq!(
+        table.split_whitespace().collect::<Vec<_>>(),
+        ["NAME", "SIZE", "w", "3"]
+    );
+    assert!(
+        widget("x", "{\"size\":0}")
+            .fails(1)
+            .contains("spec.size: Invalid value: 0")
+    );
+    assert!(widget("x", "{\"size\":100}").fails(1).contains("too big"));
+    assert!(
+        widget("x", "{}")
+            .fails(1)
+            .contains("spec.size: Required value")
+    );
+    assert!(
+        world
+            .kubectl(&["explain", "widget.spec"])
+            .ok()
+            .contains("size")
+    );
+    world
+        .kubectl(&["delete", "crd", "widgets.gk.test", "--timeout=20s"])
+        .ok();
+    world.kubectl(&["get", "wd"]).fails(1);
     world.purge();
 }

@@ -260,6 +260,7 @@ async fn serve_kube(
     let api = gantry_apiserver::Settings {
         keys_dir: dirs.data.join("keys"),
         address: reachable(address).to_string(),
+        audit_log: Some(dirs.data.join("audit.log")),
         addresses: vec![address.ip()],
     };
     let api = Api::open(Arc::new(store), api, stopped)

@@ -126,7 +126,14 @@ fn finalizers(metadata: &Value, path: &Path, errors: &mut Errors) {
 }
 
 pub(super) fn standard_finalizer(name: &str, path: &Path, errors: &mut Errors) {
-    if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+    // The last one is what custom resource definitions carry.
+    let standard = [
+        "kubernetes",
+        "orphan",
+        "foregroundDeletion",
+        "customresourcecleanup.apiextensions.k8s.io",
+    ];
+    if !name.contains('/') && !standard.contains(&name) {
         errors.invalid(
             path,
             name,
