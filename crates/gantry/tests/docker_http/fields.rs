@@ -257,7 +257,16 @@ fn no_field_is_ignored() {
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let made = "echo in memory >/dev/shm/shared; mkdir -p /of-other/sub; echo below >/of-other/sub/file; exec sleep 600";
     for words in [
-        &["network", "create", "--subnet", "10.231.7.0/24", "net1"][..],
+        &[
+            "network",
+            "create",
+            "--ipv6",
+            "--subnet",
+            "10.231.7.0/24",
+            "--subnet",
+            "fd00:231:7::/64",
+            "net1",
+        ][..],
         &["volume", "create", "of-other"],
         &[
             "run",
