@@ -4,7 +4,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 XTASK = cargo run --quiet --package xtask --
 
-.PHONY: help up build test test-long test-guest check deny doc install uninstall conformance-docker conformance-registry
+.PHONY: help up build test test-long test-guest check deny doc install uninstall conformance-docker conformance-registry conformance-compose
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,6 +46,10 @@ conformance-docker: build ## other people's Docker clients against this build: 2
 
 conformance-registry: build ## oras and cosign (and the official suite, OCI_SUITE=PROGRAM) against this build's registry
 	python3 conformance/registry.py target/release/gantry
+
+conformance-compose: build ## ten sample applications (web, Redis, PostgreSQL, …) by Debian's docker-compose against this build
+	$(XTASK) setup test
+	python3 conformance/compose.py target/release/gantry
 
 check: ## the quick part: format, lints, tidy
 	$(XTASK) check

@@ -65,7 +65,8 @@ pub struct Settings {
     pub instance: String,
     /// Pool that subnets are cut from, avoiding every address and route of the host.
     pub subnet_pool: ipnet::Ipv4Net,
-    /// Whether foreign chains that drop forwarded traffic get our marked accept.
+    /// Whether foreign chains that drop forwarded traffic get our marked accept, and whether the host's input rules hold for
+    /// published ports.
     pub firewall: Firewall,
 }
 
@@ -941,7 +942,17 @@ impl State {
     fn write_table(&mut self, settings: &Settings) -> Result<()> {
         let published: Vec<Forwarding> = self.published.values().flatten().cloned().collect();
         let networks = self.networks.values().map(|n| &n.record);
-        let commands = rules::table(&settings.instance, self.note, networks, &published);
+        let from_outside = match settings.firewall {
+            Firewall::Friendly => rules::FromOutside::Translated,
+            Firewall::Strict => rules::FromOutside::ToTheSocket,
+        };
+        let commands = rules::table(
+            &settings.instance,
+            self.note,
+            networks,
+            &published,
+            from_outside,
+        );
         self.nft
             .commit(&commands)
             .context(|| format!("writing the nftables table inet {}", settings.instance))

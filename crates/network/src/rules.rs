@@ -36,12 +36,22 @@ pub struct Forwarding {
     pub target: Ipv4Addr,
 }
 
+/// How a packet from elsewhere comes to a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FromOutside {
+    /// Led to the container before the host decides: it is forwarded, and the host's input rules do not see it.
+    Translated,
+    /// To the host's socket, past the host's input rules; the supervisor passes on what arrives.
+    ToTheSocket,
+}
+
 /// The whole table, replacing what is there. `note` is kept as the table's comment.
 pub fn table<'a>(
     instance: &str,
     note: &str,
     networks: impl Iterator<Item = &'a Record> + Clone,
     published: &[Forwarding],
+    from_outside: FromOutside,
 ) -> Vec<Command> {
     let mut table = Writer {
         table: instance,
@@ -69,7 +79,7 @@ pub fn table<'a>(
     table.commands.extend(add_ports(instance, published));
 
     table.guard();
-    table.published();
+    table.published(from_outside);
     table.forward(networks.clone());
     table.postrouting(networks);
     table.commands
@@ -289,7 +299,7 @@ impl Writer<'_> {
         }
     }
 
-    fn published(&mut self) {
+    fn published(&mut self, from_outside: FromOutside) {
         self.chain("published", None);
         let load = [
             Expression::Meta(Meta::TransportProtocol, B),
@@ -329,7 +339,12 @@ impl Writer<'_> {
                 &translate,
             ],
         );
-        for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
+        let hooks = [("prerouting", Hook::Prerouting), ("output", Hook::Output)];
+        let left_out = match from_outside {
+            FromOutside::Translated => 0,
+            FromOutside::ToTheSocket => 1,
+        };
+        for (chain, hook) in hooks.into_iter().skip(left_out) {
             self.chain(chain, Some(("nat", hook, -100)));
             let jump = Expression::Verdict(Verdict::Jump("published".into()));
             self.rule(chain, &[&[jump]]);

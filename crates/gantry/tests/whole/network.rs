@@ -1,8 +1,7 @@
 //! Networks and published ports, in a network namespace that each test has for itself.
 
-use crate::SOON;
-use crate::busybox;
-use gantry_testkit::{World, eventually, run};
+use crate::{GANTRY, SOON, busybox};
+use gantry_testkit::{Options, World, eventually, run};
 
 /// Fetches a page in the world's namespace; answers with its text.
 #[track_caller]
@@ -252,4 +251,45 @@ fn ports_and_rules_go_with_the_container() {
         None,
     );
     assert_eq!(done.code, 7, "{done}");
+}
+
+#[test]
+fn the_hosts_input_rules_hold_for_published_ports_when_strict() {
+    for (mode, reached) in [("friendly", true), ("strict", false)] {
+        let world = World::with(
+            GANTRY,
+            Options {
+                isolated: true,
+                flags: vec!["--firewall".into(), mode.into()],
+                ..Options::default()
+            },
+        );
+        world.load_busybox();
+        let web = [
+            "run", "-d", "--name", "web", "-p", "8080:80", "-p", "8081:80", "busybox",
+        ];
+        let httpd = ["httpd", "-f", "-p", "80", "-h", "/www"];
+        world.docker(&[&web[..], &httpd].concat()).ok();
+        world
+            .docker(&["run", "-d", "--name", "other", "busybox", "sleep", "600"])
+            .ok();
+        let script = "nft add table inet mine && nft add chain inet mine input '{ type filter hook input priority 0; }' && nft add rule inet mine input tcp dport 8080 drop";
+        run(world.enter("sh").args(["-c", script]), None).ok();
+        let gateway = world
+            .docker(&["inspect", "-f", "{{.NetworkSettings.Gateway}}", "web"])
+            .ok();
+        let fetch = |port: &str| {
+            let url = format!("http://{gateway}:{port}/");
+            let words = ["exec", "other", "timeout", "3", "wget", "-qO-", &url];
+            world.docker(&words).code == 0
+        };
+        assert!(fetch("8081"), "{mode}");
+        assert_eq!(fetch("8080"), reached, "{mode}");
+        run(
+            world.enter("nft").args(["delete", "table", "inet", "mine"]),
+            None,
+        )
+        .ok();
+        assert!(fetch("8080"), "{mode}");
+    }
 }
