@@ -625,11 +625,22 @@ pub(crate) fn network(
                     "invalid config for network {name}: invalid endpoint settings:\ninvalid IPv4 address: {wanted}"
                 );
             }
-            if matches!(name.as_str(), "bridge" | "default" | "host" | "none") {
-                refuse!(
-                    "invalid config for network {name}: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only"
-                );
-            }
+        }
+        let wanted6 = endpoint
+            .ipam_config
+            .as_ref()
+            .map_or("", |ipam| ipam.ipv6_address.as_str());
+        if !wanted6.is_empty() && wanted6.parse::<std::net::Ipv6Addr>().is_err() {
+            refuse!(
+                "invalid config for network {name}: invalid endpoint settings:\ninvalid IPv6 address: {wanted6}"
+            );
+        }
+        if !(wanted.is_empty() && wanted6.is_empty())
+            && matches!(name.as_str(), "bridge" | "default" | "host" | "none")
+        {
+            refuse!(
+                "invalid config for network {name}: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only"
+            );
         }
         if endpoint
             .ipam_config
@@ -645,15 +656,6 @@ pub(crate) fn network(
         {
             refuse!(
                 "network-scoped alias is supported only for containers in user defined networks"
-            );
-        }
-        let wanted6 = endpoint
-            .ipam_config
-            .as_ref()
-            .map_or("", |ipam| ipam.ipv6_address.as_str());
-        if !wanted6.is_empty() && wanted6.parse::<std::net::Ipv6Addr>().is_err() {
-            refuse!(
-                "invalid config for network {name}: invalid endpoint settings:\ninvalid IPv6 address: {wanted6}"
             );
         }
     }
