@@ -276,3 +276,96 @@ fn buildkits_clients_build_with_secrets_caches_and_mounts() {
     }
     world.purge();
 }
+
+/// Processes of build steps are the only ones that show this name.
+fn steps_running(mark: &str) -> usize {
+    let listed = std::process::Command::new("ps")
+        .args(["-eww", "-o", "args"])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    listed
+        .lines()
+        .filter(|line| line.trim().starts_with("sleep") && line.contains(mark))
+        .count()
+}
+
+#[test]
+fn a_cancelled_or_killed_build_leaves_nothing_and_the_next_one_is_whole() {
+    let mut world = busybox();
+    // A number that no other test sleeps for.
+    let mark = format!("{}", 50_000 + u64::from(std::process::id()));
+    let dockerfile = format!(
+        "FROM busybox\nCOPY a /a\nRUN echo step >/step\nRUN if [ -e /stop ]; then exit 0; fi; test -n \"$GO\" || sleep {mark}\n"
+    );
+    let dockerfile = dockerfile.replace("RUN if", "ARG GO\nRUN if");
+    let folder = context(&world, "kill", &[("Dockerfile", &dockerfile), ("a", "a\n")]);
+    let place = folder.to_string_lossy().into_owned();
+    for round in 0..3 {
+        let mut command = world.docker_command(&["build", "-t", "half", &place]);
+        command
+            .env("DOCKER_BUILDKIT", "0")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        let mut client = command.spawn().unwrap();
+        gantry_testkit::eventually("the sleeping step", crate::SOON, || {
+            match steps_running(&mark) {
+                0 => Err("not yet".into()),
+                _ => Ok(()),
+            }
+        });
+        if round == 0 {
+            let pid = rustix::process::Pid::from_child(&client);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+            client.wait().unwrap();
+        } else {
+            world.kill();
+            client.wait().unwrap();
+            world.up();
+        }
+        gantry_testkit::eventually("the end of the step", crate::SOON, || {
+            match steps_running(&mark) {
+                0 => Ok(()),
+                n => Err(format!("{n} run")),
+            }
+        });
+        assert_ne!(world.docker(&["inspect", "half"]).code, 0);
+        assert_eq!(
+            std::fs::read_dir(world.data_dir().join("containers"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+    let done = classic(&world, &folder, &["-t", "whole", "--build-arg", "GO=1"]);
+    assert_eq!(done.code, 0, "{done}");
+    assert_eq!(
+        world
+            .docker(&["run", "--rm", "whole", "cat", "/a", "/step"])
+            .ok(),
+        "a\nstep"
+    );
+    world.purge();
+}
+
+#[test]
+fn two_identical_builds_at_once_run_their_steps_once() {
+    let world = busybox();
+    let folder = context(
+        &world,
+        "twice",
+        &[(
+            "Dockerfile",
+            "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid >/id && sleep 1\nCMD [\"cat\", \"/id\"]\n",
+        )],
+    );
+    std::thread::scope(|scope| {
+        let (world, folder) = (&world, &folder);
+        for name in ["one", "two"] {
+            scope.spawn(move || classic(world, folder, &["-t", name]).ok());
+        }
+    });
+    let ids = ["one", "two"].map(|name| world.docker(&["run", "--rm", name]).ok());
+    assert_eq!(ids[0], ids[1]);
+    world.purge();
+}
