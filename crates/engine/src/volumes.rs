@@ -815,10 +815,15 @@ mod tests {
                 .message()
                 .to_owned()
         };
-        assert_eq!(
-            refuse("x1", "foo"),
-            "create x1: error looking up volume plugin foo: plugin \"foo\" not found"
-        );
+        // A plug-in's options are the plug-in's matter.
+        let request = CreateVolume {
+            name: "x1".into(),
+            driver: "foo".into(),
+            options: options("any=thing"),
+            ..Default::default()
+        };
+        let planned = plan(request, 0, || "f".repeat(64)).unwrap();
+        assert_eq!((planned.driver.as_str(), planned.options.len()), ("foo", 1));
         let anonymous = plan(CreateVolume::default(), 7, || "f".repeat(64)).unwrap();
         assert!(anonymous.anonymous());
         assert_eq!((anonymous.name.len(), anonymous.created_at_ns), (64, 7));
