@@ -3,6 +3,11 @@
 //!
 //! All three look at the state, not at what changed: a nudge says only where to look. What is missed is seen at the next start.
 
+#![allow(
+    clippy::mutable_key_type,
+    reason = "an item is hashed by its kind's names and its own, which never change"
+)]
+
 use crate::delete::{self, Deleted, Options};
 use crate::kinds::Kind;
 use crate::object::{self, Owner, metadata, text};
