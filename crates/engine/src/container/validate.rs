@@ -619,12 +619,10 @@ pub(crate) fn network(
             .ipam_config
             .as_ref()
             .map_or("", |ipam| ipam.ipv4_address.as_str());
-        if !wanted.is_empty() {
-            if wanted.parse::<std::net::Ipv4Addr>().is_err() {
-                refuse!(
-                    "invalid config for network {name}: invalid endpoint settings:\ninvalid IPv4 address: {wanted}"
-                );
-            }
+        if !wanted.is_empty() && wanted.parse::<std::net::Ipv4Addr>().is_err() {
+            refuse!(
+                "invalid config for network {name}: invalid endpoint settings:\ninvalid IPv4 address: {wanted}"
+            );
         }
         let wanted6 = endpoint
             .ipam_config
