@@ -161,7 +161,9 @@ fn structs(text: &str, module: &[String], messages: &mut BTreeMap<String, Messag
             }
         } else if let (Some(message), Some(rest)) = (&current, line.strip_prefix("pub ")) {
             let mut field = rest.to_owned();
-            while !field.ends_with(',') {
+            // A long type has a line for each of its parameters.
+            let open = |field: &str| field.matches('<').count() > field.matches('>').count();
+            while !field.ends_with(',') || open(&field) {
                 match lines.next() {
                     Some(more) => field.push_str(more),
                     None => return,

@@ -18,8 +18,8 @@
 //! * Batches take effect in the order of their `commit` calls; a batch is whole or absent.
 //! * A failed write (full disk) fails its batch and nothing else: redb refuses all work after an I/O error, so the file is
 //!   closed and opened again, which finds the last durable state.
-//! * On a full disk one may still remove what fills it: `node.reserve` beside the database keeps room, which is given up for the batch
-//!   that found none and taken again later.
+//! * On a full disk one may still remove what fills it: `node.reserve` beside the database keeps room, which is given up for a batch
+//!   that removes something and found no room, and taken again later.
 
 use crate::{Error, Result, ResultExt};
 use redb::{ReadableDatabase, TableDefinition};
@@ -102,6 +102,10 @@ impl Batch {
         let bytes = serde_json::to_vec(value).expect("our own records serialise");
         self.0.push(Write::Put(format!("{table}/{key}"), bytes));
         self
+    }
+    /// Whether it takes something away: what a full disk must not keep from happening.
+    fn frees(&self) -> bool {
+        self.0.iter().any(|write| matches!(write, Write::Delete(_)))
     }
     /// Removes `table/key`; absent is fine.
     #[must_use]
@@ -301,24 +305,26 @@ fn writer(file: &File, queue: &mpsc::Receiver<Job>) {
             }
         }
         let batches: Vec<&Batch> = group.iter().map(|(batch, _)| batch).collect();
-        let mut result = file.with(|database| apply(database, &batches));
+        let result = file.with(|database| apply(database, &batches));
+        let mut freed = false;
         if let Err(error) = &result {
+            let freeing: Vec<&Batch> = batches.iter().copied().filter(|b| b.frees()).collect();
             let full = error.chain().contains(NO_SPACE);
-            let retry = full && reserve.spend();
+            let retry = full && !freeing.is_empty() && reserve.spend();
             file.reopen();
             if retry {
-                result = file.with(|database| apply(database, &batches));
-                if result.is_err() {
+                freed = file.with(|database| apply(database, &freeing)).is_ok();
+                if !freed {
                     file.reopen();
                 }
             }
         } else {
             reserve.restore();
         }
-        for (_, done) in group {
+        for (batch, done) in group {
             let answer = match &result {
-                Ok(()) => Ok(()),
-                Err(e) => Err(Error::internal(e.chain())),
+                Err(e) if !(freed && batch.frees()) => Err(Error::internal(e.chain())),
+                _ => Ok(()),
             };
             let _ = done.send(answer);
         }

@@ -815,6 +815,8 @@ mod tests {
                 .message()
                 .to_owned()
         };
+        assert!(refuse("a", "local").contains("volume name is too short"));
+        assert!(refuse("a/b", "foo").contains("includes invalid characters"));
         // A plug-in's options are the plug-in's matter.
         let request = CreateVolume {
             name: "x1".into(),
