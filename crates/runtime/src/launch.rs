@@ -56,6 +56,8 @@ pub struct Options<'a> {
     pub preserve_fds: u32,
     /// The container's cgroups, which nobody else may use: the caller has noted them before. `None`: by the spec.
     pub cgroup: Option<&'a Cgroup>,
+    /// The caller outlives the container and wants [`Launched::mounts`].
+    pub hold_mounts: bool,
     /// A FIFO whose next byte releases the init, instead of [`Launched::start`]: for a caller that ends before.
     pub exec_fifo: Option<&'a Path>,
     /// Joins a container whose cgroup is frozen, and waits until it is not. Otherwise that is refused.
@@ -80,6 +82,8 @@ pub enum Stdio {
 #[derive(Debug)]
 pub struct Launched {
     pub pid: i32,
+    /// When it began, in clock ticks since boot: tells it from a later process of the same pid. 0: it has ended.
+    pub start_ticks: u64,
     pub pidfd: OwnedFd,
     /// Master of the terminal, from the container's own devpts.
     pub console: Option<OwnedFd>,
@@ -158,20 +162,25 @@ fn launch_in(launch: &Launch<'_>) -> Result<Launched, Failure> {
     let join = cgroup
         .create(resources, shared)
         .map_err(|e| Failure::new(128, e))?;
-    let made =
-        clone_init(launch, linux, process, &cgroup, &join, filter).and_then(
-            |mut child| match child.bring_up(launch, linux) {
-                Ok(console) => Ok((child, console)),
-                Err(failure) => {
-                    child.kill();
-                    Err(failure)
-                }
-            },
-        );
+    let made = clone_init(launch, linux, process, &cgroup, &join, filter).and_then(|mut child| {
+        // While the init is at work.
+        let start_ticks = program::start_ticks(child.pid).unwrap_or(0);
+        match child.bring_up(launch, linux) {
+            Ok(console) => Ok((child, start_ticks, console)),
+            Err(failure) => {
+                child.kill();
+                Err(failure)
+            }
+        }
+    });
     match made {
-        Ok((child, console)) => Ok(Launched {
-            mounts: open_namespace(&format!("/proc/{}/ns/mnt", child.pid)).ok(),
+        Ok((child, start_ticks, console)) => Ok(Launched {
+            mounts: match launch.options.hold_mounts {
+                true => open_namespace(&format!("/proc/{}/ns/mnt", child.pid)).ok(),
+                false => None,
+            },
             pid: child.pid,
+            start_ticks,
             pidfd: child.pidfd,
             console,
             cgroup,

@@ -302,6 +302,8 @@ fn make_in(
         meanwhile: None,
         options: Options {
             die_with_parent: false,
+            // We end when it ends, so nothing is won by making its mounts outlive it.
+            hold_mounts: false,
             no_pivot: flags.is_set("no-pivot"),
             no_new_keyring: flags.is_set("no-new-keyring"),
             preserve_fds,
@@ -311,7 +313,7 @@ fn make_in(
         },
     })?;
     stored.pid = launched.pid;
-    stored.start_ticks = program::start_ticks(launched.pid).unwrap_or(0);
+    stored.start_ticks = launched.start_ticks;
     let written = store::set_init(directory, &stored);
     drop(lock);
     let made = Made {
@@ -484,8 +486,6 @@ fn run_as(globals: &Globals, flags: &Flags) -> Result<u8, Failure> {
     let Some(forwarder) = forwarder else {
         return Ok(0);
     };
-    // We end when it ends, so nothing is won by making its mounts outlive it.
-    made.launched.mounts = None;
     let console = made.launched.console.take();
     forwarder.until_exit(&made.launched.pidfd, console)?;
     let code = reap(&made.launched)?;

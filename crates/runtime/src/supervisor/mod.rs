@@ -207,7 +207,7 @@ impl Supervisor {
             supervisor: own_pid(),
             supervisor_start_ticks: program::start_ticks(own_pid()).unwrap_or(0),
             pid: launched.pid,
-            start_ticks: program::start_ticks(launched.pid).unwrap_or(0),
+            start_ticks: launched.start_ticks,
             started_at_ns: time::nanoseconds(started_at),
         };
         if let Err(error) = files::write_json(&spawn.run_dir, "state.json", &state) {
@@ -898,6 +898,7 @@ impl Supervisor {
 /// What every container and exec of a supervisor has in common.
 const OPTIONS: Options<'static> = Options {
     die_with_parent: true,
+    hold_mounts: true,
     no_pivot: false,
     no_new_keyring: false,
     preserve_fds: 0,
