@@ -162,7 +162,14 @@ fn remove_tree(directory: &Path) {
             remove_tree(&entry.path());
         }
     }
-    let _ = fs::remove_dir(directory);
+    // Who was killed is in it until it has ended.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while fs::remove_dir(directory)
+        .is_err_and(|e| e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()))
+        && std::time::Instant::now() < until
+    {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
 
 fn call(command: &mut Command) -> Ran {
