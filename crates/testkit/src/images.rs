@@ -140,14 +140,12 @@ pub fn debian_rootfs() -> Option<PathBuf> {
         let fresh = folder.join("debian-python3.new.tar");
         let done = run(
             Command::new("mmdebstrap")
-                .args([
-                    "--mode=root",
-                    "--variant=minbase",
-                    "--include=python3-minimal",
-                ])
+                .args(["--mode=root", "--variant=minbase", "--include=python3"])
                 .args([
                     "--dpkgopt=path-exclude=/usr/share/doc/*",
                     "--dpkgopt=path-exclude=/usr/share/locale/*",
+                    // A mirror may be a snapshot, whose lists are signed but not renewed.
+                    "--aptopt=Acquire::Check-Valid-Until \"false\"",
                 ])
                 .arg("stable")
                 .arg(&fresh)

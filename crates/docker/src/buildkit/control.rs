@@ -34,6 +34,9 @@ const DOCKERFILE_LIMIT: u64 = 4 << 20;
 /// The version of BuildKit whose protocol this is.
 const VERSION: &str = "v0.13.0";
 
+/// How long a build that is over is kept for who has yet to ask for its status; clients give up after three seconds.
+const STATUS_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// One solve: its status, and what a front-end left for it.
@@ -82,6 +85,11 @@ impl Solve {
                 Some((Ok(status), (messages, over)))
             },
         )))
+    }
+
+    fn status_is_taken(&self) -> bool {
+        let messages = self.messages.lock();
+        messages.unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
     pub(super) fn end(&self) {
@@ -515,7 +523,17 @@ impl Control for Services {
         solve.asked.send_replace(Some(asked.clone()));
         let result = Box::pin(self.solve_whole(&solve, asked.clone())).await;
         solve.end();
-        self.0.remove_solve(&asked.r#ref);
+        if solve.status_is_taken() {
+            self.0.remove_solve(&asked.r#ref);
+        } else {
+            // A build out of the cache may be over before its status is asked for, on a call of its own: who asks then must hear
+            // that it is over, and not wait for a build that never comes.
+            let (builds, id) = (self.0.clone(), asked.r#ref.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(STATUS_WAIT).await;
+                builds.remove_solve(&id);
+            });
+        }
         result.map(Response::new)
     }
 
