@@ -281,23 +281,31 @@ impl Container {
 }
 
 pub(super) fn remove_directory(directory: &Path) -> Result<(), Failure> {
-    // The files that we put there, and no tree that somebody else did.
-    for name in [
-        "exec.fifo",
-        "init",
-        "config.json",
-        "state.json.tmp",
-        "state.json",
-    ] {
-        match fs::remove_file(directory.join(name)) {
+    /// Against others that put one of its files there between our two steps.
+    const TRIES: usize = 100;
+    for tries in 1.. {
+        // The files that we put there, and no tree that somebody else did.
+        for name in [
+            "exec.fifo",
+            "init",
+            "config.json",
+            "state.json.tmp",
+            "state.json",
+        ] {
+            match fs::remove_file(directory.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+                _ => {}
+            }
+        }
+        match fs::remove_dir(directory) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && tries < TRIES => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-            _ => {}
+            _ => break,
         }
     }
-    match fs::remove_dir(directory) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => Ok(other?),
-    }
+    Ok(())
 }
 
 /// UTC with this many digits of a second's fraction.
